@@ -1,0 +1,191 @@
+"""Everything about the composed config that needs no torch: its ranges, its errors, and the call that builds objects."""
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ups.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be. `text` ends the sentence "KEY=VALUE must be ..."."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def integer(low: int) -> Rule:
+    return Rule(f"a whole number, at least {low}", lambda v: _is_int(v) and v >= low)
+
+
+def number(low: float, high: float | None = None, open_low: bool = False) -> Rule:
+    span = f"{'above' if open_low else 'at least'} {low:g}" + ("" if high is None else f" and at most {high:g}")
+    return Rule(
+        f"a number {span}",
+        lambda v: _is_number(v) and (v > low if open_low else v >= low) and (high is None or v <= high),
+    )
+
+
+def one_of(*choices) -> Rule:
+    return Rule("one of " + ", ".join(map(str, choices)), lambda v: v in choices and isinstance(v, str))
+
+
+def list_of(rule: Rule, length: int | None = None) -> Rule:
+    size = "" if length is None else f"{length} values, each "
+    return Rule(
+        f"a list of {size}{rule.text}",
+        lambda v: isinstance(v, list) and len(v) == (length or len(v)) > 0 and all(map(rule.accepts, v)),
+    )
+
+
+def either(*rules: Rule) -> Rule:
+    return Rule(" or ".join(rule.text for rule in rules), lambda v: any(rule.accepts(v) for rule in rules))
+
+
+TEXT = Rule("a text", lambda v: isinstance(v, str) and v.strip() != "")
+NULL = Rule("null", lambda v: v is None)
+BOOL = Rule("true or false", lambda v: isinstance(v, bool))
+POSITIVE = number(0, open_low=True)
+RISING = Rule("two numbers above 0, the second at least the first", lambda v: False)
+
+# One line for each key of conf/; `stage.` stands for every stage of the chain. A key of a network's own is checked by
+# the network, so that a new model needs no line here; the names below hold for all networks that use them.
+RULES: dict[str, Rule] = {
+    r"seed": integer(0),
+    r"store|cache": TEXT,
+    r"require": one_of("train", "found"),
+    r"budget\.\w+": integer(1),
+    r"runtime\.device": Rule("auto, cpu, cuda or cuda:N", lambda v: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(v)))),
+    r"runtime\.precision": one_of("float32", "bfloat16"),
+    r"runtime\.compile": BOOL,
+    r"runtime\.threads": either(one_of("auto"), integer(1)),
+    r"stage\.name": TEXT,
+    r"stage\.steps": integer(1),
+    r"stage\.(batch_size|evaluations|members|unroll)": integer(1),
+    r"stage\.levels": integer(2),
+    r"stage\.evaluations_per_step": integer(1),
+    r"stage\.input_noise": list_of(number(0, 1), 2),
+    r"stage\.sigma": list_of(POSITIVE, 2),
+    r"stage\.log_sigma": list_of(number(-20, 20), 2),
+    r"stage\.optimizer\.lr": POSITIVE,
+    r"stage\.optimizer\.(warmup|average)": number(0, 1),
+    r"stage\.optimizer\.betas": list_of(number(0, 1), 2),
+    r"stage\.optimizer\.weight_decay": number(0),
+    r"stage\.optimizer\.clip": POSITIVE,
+    r"(model|stage\.network)\.(width|kernel|patch|heads|blocks)": integer(1),
+    r"(model|stage\.network)\.dilations": list_of(integer(1)),
+    r"dataset\.nu": either(POSITIVE, list_of(POSITIVE)),
+    r"dataset\.(test|validation|points|solver_points|shifts|rollout_steps|space_stride|time_stride)": integer(1),
+    r"dataset\.train": either(integer(1), NULL),
+    r"dataset\.frames": integer(2),
+    r"dataset\.(seed|initial_frame)": integer(0),
+    r"dataset\.time_step": POSITIVE,
+    r"dataset\.path": TEXT,
+    r"callbacks\.\w+\.every": integer(1),
+    r"logger\.wandb\.(init|finish)_timeout": POSITIVE,
+    r"checkpoint": TEXT,
+    r"initial_frame": either(integer(0), NULL),
+    r"(rollout_steps|members)": either(integer(1), NULL),
+    r"batch_size": integer(1),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise a `UserError` for the first value that is missing or out of range."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
+    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=True)):
+        general = re.sub(r"^stage\.(requires\.)*", "stage.", key)
+        for pattern, rule in RULES.items():
+            if re.fullmatch(pattern, general) and not rule.accepts(value):
+                raise UserError(f"{key}={value}: must be {rule.text}")
+    _check_pairs(cfg)
+
+
+def _check_pairs(cfg: DictConfig) -> None:
+    """What holds between keys."""
+    stage, path = cfg.get("stage"), "stage"
+    while stage is not None:
+        for key in ("sigma", "input_noise"):
+            low, high = stage.get(key, (0, 0))
+            if low > high or (high > 0 and low == 0):
+                raise UserError(f"{path}.{key}=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
+        stage, path = stage.get("requires"), f"{path}.requires"
+    dataset = cfg.get("dataset")
+    if dataset is None or "frames" not in dataset:
+        return
+    if dataset.initial_frame + dataset.rollout_steps >= dataset.frames:
+        raise UserError(
+            f"dataset.rollout_steps={dataset.rollout_steps}: from dataset.initial_frame={dataset.initial_frame} it "
+            f"must be at most {dataset.frames - 1 - dataset.initial_frame}, since dataset.frames={dataset.frames}"
+        )
+
+
+def _leaves(node: Any, key: str = ""):
+    """(dotted key, value) of each value that is no dict; a list is one value."""
+    if not isinstance(node, dict):
+        yield key, node
+        return
+    for name, value in node.items():
+        yield from _leaves(value, f"{key}.{name}" if key else str(name))
+
+
+def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments: Any) -> Any:
+    """The object that a config node describes; the only call of Hydra's `instantiate`. `key` names it in errors."""
+    try:
+        return instantiate(node, _convert_="all", _partial_=partial, **arguments)
+    except HydraException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, TypeError | ValueError):
+            raise UserError(f"{key}: {str(cause).splitlines()[0]}") from error
+        raise
+
+
+def plain(node: DictConfig) -> dict:
+    """The node as dicts, lists and values, interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[str]) -> str:
+    """What a person needs of an error of composition, which Hydra tells in several lines."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if key := re.search(r"Could not override '([^']+)'", text):
+        return f"{key[1]} is not a key of the config" + _nearest(key[1], known_keys)
+    if option := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = option[1].rpartition("/")
+        choices = [line for line in lines[lines.index(f"Available options in '{group}':") + 1 :] if " " not in line] \
+            if f"Available options in '{group}':" in lines else []  # fmt: skip
+        known = f": choose one of {', '.join(choices)}" if choices else ""
+        return f"{group}={name} is not an option of the group {group}{known}"
+    if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        return f"{group[1]} is not a group of the config"
+    return " ".join(lines[:2])
+
+
+def _nearest(key: str, known_keys: list[str]) -> str:
+    parent = key.rpartition(".")[0]
+    near = difflib.get_close_matches(key, known_keys, 1, 0.6)
+    if near:
+        return f": did you mean {near[0]}?"
+    siblings = [known for known in known_keys if known.rpartition(".")[0] == parent]
+    return f": {parent or 'at the top'} has {', '.join(siblings)}" if siblings else "; --cfg job shows them all"

@@ -1,0 +1,129 @@
+"""`dataset=burgers`: PDEBench's task, generated on first use and kept in a cache.
+
+One file for each split and nu, named by a hash of all that determines it, so a sweep over nu or a larger test set
+generates only what is new. Two runs that start at once share it: one generates under a lock, the other waits.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ups.console import Bar, console
+from ups.data.batches import generator_of
+from ups.data.initial_conditions import random_sinusoids
+from ups.data.solver import solve
+from ups.data.trajectories import Splits, Trajectories
+from ups.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+CHUNK = 32  # trajectories solved together: small enough for the caches of one core
+VERSION = 1  # of the equations here: raise it when a change alters the numbers
+
+
+class Burgers:
+    """Arguments: see conf/dataset/burgers.yaml."""
+
+    def __init__(
+        self, nu: float | list[float], train: int, validation: int, test: int, seed: int, solver_points: int,
+        points: int, shifts: int, frames: int, time_step: float, initial_frame: int, rollout_steps: int,
+    ):  # fmt: skip
+        self.nu = [float(value) for value in (nu if isinstance(nu, list) else [nu])]
+        self.counts = dict(zip(SPLITS, (train, validation, test), strict=True))
+        self.seed, self.solver_points, self.points, self.shifts = seed, solver_points, points, shifts
+        self.frames, self.time_step = frames, time_step
+        self.initial_frame, self.rollout_steps = initial_frame, rollout_steps
+        if solver_points % points:
+            raise UserError(f"dataset.points={points} must divide dataset.solver_points={solver_points}")
+        if shifts > solver_points // points:
+            raise UserError(
+                f"dataset.shifts={shifts}: at most {solver_points // points}, "
+                "dataset.solver_points / dataset.points"
+            )
+
+    def load(self, cache: Path, device: torch.device) -> Splits:
+        """All three splits, generated where they are not in the cache."""
+        return Splits(**{split: self._load_split(split, cache, device) for split in SPLITS})
+
+    def load_test(self, cache: Path, device: torch.device) -> Trajectories:
+        return self._load_split("test", cache, device)
+
+    def _load_split(self, split: str, cache: Path, device: torch.device) -> Trajectories:
+        parts = [self._load_part(split, nu, cache, device) for nu in self.nu]
+        nu = torch.cat([torch.full((len(part),), value) for part, value in zip(parts, self.nu, strict=True)])
+        return Trajectories(torch.cat(parts), nu, self.time_step)
+
+    def _load_part(self, split: str, nu: float, cache: Path, device: torch.device) -> Tensor:
+        shifts = self.shifts if split == "train" else 1
+        key = {
+            "version": VERSION, "split": split, "nu": nu, "count": self.counts[split], "seed": self.seed,
+            "solver_points": self.solver_points, "points": self.points, "shifts": shifts,
+            "frames": self.frames, "time_step": self.time_step,
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+        file = cache / "burgers" / f"{split}-nu{nu:g}-{digest}.safetensors"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{file}.lock"):
+                if not file.exists():
+                    u = self._generate(split, nu, shifts, device)
+                    partial_file = file.with_suffix(f".{os.getpid()}.partial")
+                    save_file({"u": u}, partial_file, metadata={"key": json.dumps(key)})
+                    os.replace(partial_file, file)
+                    console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
+        return load_file(file)["u"]
+
+    def _generate(self, split: str, nu: float, shifts: int, device: torch.device) -> Tensor:
+        """(shifts * count, T, N) float32; the copies of one trajectory lie a solver's cell apart."""
+        count = self.counts[split]
+        # The stream depends on the split and nu by their names, so no two parts share an initial condition.
+        stream = generator_of(torch.device("cpu"), self.seed, SPLITS.index(split), round(nu * 1e9))
+        u0 = random_sinusoids(count, self.solver_points, stream)
+
+        # Chunks of like speed: all of a chunk take the steps of its fastest. On a GPU, everything is one chunk.
+        order = u0.abs().amax(-1).argsort()
+        chunks = list(order.split(CHUNK if device.type == "cpu" else count))
+        solve_chunk = partial(
+            solve_frames, kappa=nu / torch.pi, frames=self.frames, time_step=self.time_step, device=device
+        )
+        u = torch.empty(count, self.frames, self.solver_points)
+        with Bar(f"generating {split}, nu {nu:g}", count) as bar:
+            for done, (chunk, frames) in enumerate(_each(solve_chunk, u0, chunks, device), 1):
+                u[chunk] = frames
+                bar.update(min(done * CHUNK, count))
+        if not torch.isfinite(u).all():
+            raise UserError(f"dataset.nu={nu:g}: the solver diverged; raise dataset.solver_points")
+        stride = self.solver_points // self.points
+        return torch.cat([u[..., shift::stride] for shift in range(shifts)]).contiguous()
+
+
+def solve_frames(u0: Tensor, kappa: float, frames: int, time_step: float, device: torch.device) -> Tensor:
+    """u0: (B, M) float64 -> (B, T, M) float32."""
+    times = [frame * time_step for frame in range(frames)]
+    return solve(u0.to(device, torch.float32), kappa, times).float().cpu()
+
+
+def _each(solve_chunk, u0: Tensor, chunks: list[Tensor], device: torch.device):
+    """(chunk, its solution) as they come, from one process a core where the solver runs on the CPU."""
+    workers = min(os.cpu_count() or 1, len(chunks))
+    if device.type != "cpu" or workers == 1:
+        for chunk in chunks:
+            yield chunk, solve_chunk(u0[chunk])
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
+        running = {pool.submit(_solve_array, solve_chunk, u0[chunk].numpy()): chunk for chunk in reversed(chunks)}
+        for future in as_completed(running):
+            yield running[future], torch.from_numpy(future.result())
+
+
+def _solve_array(solve_chunk, u0):
+    return solve_chunk(torch.from_numpy(u0)).numpy()

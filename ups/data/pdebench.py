@@ -1,0 +1,143 @@
+"""`dataset=pdebench_burgers`: the published HDF5 files (DOI 10.18419/darus-2986), read with strides.
+
+A file has `tensor` (S, T, N) float32, `x-coordinate` (N,), `t-coordinate` (T or T + 1,) and the attribute `Nu`.
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from ups.data.trajectories import Splits, Trajectories
+from ups.errors import UserError
+
+ROWS = 64  # trajectories read at a time: the reader's memory beside the strided data (53 MB at full resolution)
+
+
+class PDEBenchBurgers:
+    """The first `test` trajectories of each file are the test set, the next `validation` and `train` follow."""
+
+    def __init__(
+        self, path: str, test: int, validation: int, train: int | None, space_stride: int, time_stride: int,
+        shifts: int, initial_frame: int, rollout_steps: int,
+    ):  # fmt: skip
+        self.files = _files_of(Path(path))
+        self.test, self.validation, self.train = test, validation, train
+        self.space_stride, self.time_stride, self.shifts = space_stride, time_stride, shifts
+        self.initial_frame, self.rollout_steps = initial_frame, rollout_steps
+        if shifts > space_stride:
+            raise UserError(f"dataset.shifts={shifts}: at most dataset.space_stride={space_stride}")
+
+    def load(self, cache: Path, device: torch.device) -> Splits:
+        parts = {"test": [], "validation": [], "train": []}
+        for path in self.files:
+            with _File(path) as file:
+                first_train = self.test + self.validation
+                last_train = file.samples if self.train is None else first_train + self.train
+                if not first_train < last_train <= file.samples:
+                    raise UserError(
+                        f"{path} has {file.samples} trajectories: dataset.test={self.test}, "
+                        f"dataset.validation={self.validation} and dataset.train={self.train} want "
+                        f"{max(last_train, first_train + 1)}; choose smaller ones"
+                    )
+                read = lambda first, last, shifts, file=file: self._read(file, first, last, shifts)  # noqa: E731
+                parts["test"].append(read(0, self.test, 1))
+                parts["validation"].append(read(self.test, first_train, 1))
+                parts["train"].append(read(first_train, last_train, self.shifts))
+        return Splits(**{split: _joined(each) for split, each in parts.items()})
+
+    def load_test(self, cache: Path, device: torch.device) -> Trajectories:
+        """The test set alone; a file that holds fewer trajectories is a test set as a whole."""
+        parts = []
+        for path in self.files:
+            with _File(path) as file:
+                parts.append(self._read(file, 0, min(self.test, file.samples), 1))
+        return _joined(parts)
+
+    def _read(self, file: "_File", first: int, last: int, shifts: int) -> Trajectories:
+        frames = range(0, file.frames, self.time_stride)
+        points = file.points // self.space_stride
+        u = np.empty((shifts, last - first, len(frames), points), np.float32)
+        for start in range(first, last, ROWS):
+            stop = min(start + ROWS, last)
+            rows = slice(start - first, stop - first)
+            for shift in range(shifts):
+                strided = np.s_[start:stop, :: self.time_stride, shift :: self.space_stride]
+                u[shift, rows] = file.tensor[strided][..., :points]
+        finite = np.isfinite(u).all(axis=(0, 2, 3))
+        if not finite.all():
+            bad = first + int(np.argmin(finite))
+            raise UserError(f"{file.path}: trajectory {bad} holds NaN or infinite values; the file is damaged")
+        nu = torch.full((shifts * (last - first),), file.nu)
+        return Trajectories(torch.from_numpy(u).flatten(0, 1), nu, file.time_step * self.time_stride)
+
+
+class _File:
+    """An open file whose layout has been checked: everything wrong with it is one `UserError`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.handle = h5py.File(path, "r")
+        except OSError as error:
+            raise UserError(f"{path} is not a readable HDF5 file ({error}); download it again") from error
+        try:
+            self._check()
+        except BaseException:
+            self.handle.close()
+            raise
+
+    def _check(self) -> None:
+        missing = [key for key in ("tensor", "x-coordinate", "t-coordinate") if key not in self.handle]
+        if missing:
+            raise UserError(f"{self.path} lacks {', '.join(missing)}: it has {', '.join(self.handle) or 'nothing'}")
+        self.tensor, x, t = (self.handle[key] for key in ("tensor", "x-coordinate", "t-coordinate"))
+        if self.tensor.ndim != 3 or self.tensor.dtype.kind != "f":
+            raise UserError(
+                f"{self.path}: `tensor` must be (samples, frames, points) of floats, "
+                f"it is {self.tensor.shape} of {self.tensor.dtype}"
+            )
+        self.samples, self.frames, self.points = self.tensor.shape
+        if x.shape != (self.points,) or t.ndim != 1 or not self.frames <= len(t) <= self.frames + 1:
+            raise UserError(
+                f"{self.path}: coordinates of shapes {x.shape} and {t.shape} do not fit `tensor` {self.tensor.shape}"
+            )
+        if min(self.samples, self.frames - 1, self.points - 1) < 1:
+            raise UserError(f"{self.path}: `tensor` {self.tensor.shape} holds no rollout")
+        if "Nu" not in self.handle.attrs:
+            raise UserError(f"{self.path} lacks the attribute Nu, the viscosity times pi")
+        self.nu = float(self.handle.attrs["Nu"])
+        self.time_step = float(t[1]) - float(t[0])
+        length = (float(x[-1]) - float(x[0])) * self.points / (self.points - 1)
+        if not (self.nu > 0 and self.time_step > 0 and abs(length - 1) < 1e-3):
+            raise UserError(
+                f"{self.path}: Nu={self.nu:g}, time step {self.time_step:g}, length {length:g}: "
+                "the first two must be positive, the length 1"
+            )
+
+    def __enter__(self) -> "_File":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.handle.close()
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = sorted([*path.glob("*.hdf5"), *path.glob("*.h5")])
+        if not files:
+            raise UserError(f"dataset.path={path}: the folder holds no .hdf5 file")
+        return files
+    if not path.exists():
+        raise UserError(f"dataset.path={path}: no such file or folder")
+    return [path]
+
+
+def _joined(parts: list[Trajectories]) -> Trajectories:
+    layouts = {(part.u.shape[1:], round(part.time_step, 6)) for part in parts}
+    if len(layouts) > 1:
+        raise UserError(f"dataset.path: the files differ in frames, points or time step: {sorted(map(str, layouts))}")
+    return Trajectories(
+        torch.cat([part.u for part in parts]), torch.cat([part.nu for part in parts]), parts[0].time_step
+    )

@@ -1,0 +1,16 @@
+"""The two ways a run ends early that are nobody's bug."""
+
+
+class UserError(Exception):
+    """A mistake or a limit that the user can mend: one line that names the key and the mend; exit 1."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop and its state is saved; exit 128 + signum.
+
+    Not an `Exception`, so a sweep stops with it instead of going on to the next job.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.exit_code = 128 + signum

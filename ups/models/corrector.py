@@ -1,0 +1,59 @@
+"""A distribution of what an operator got wrong: a mean, a local scale, and a diffusion of what is left.
+
+    u' = prediction + m + s z,   m, s from one network, z ~ EDM (Karras et al., arXiv 2206.00364), sigma_data = 1
+
+The residual is some 1e-3 of the field, nearly zero away from shocks and heavy-tailed at them. One global noise scale
+drowns the first and misses the second; divided by s(x), the residual has unit variance everywhere.
+
+Shapes: B batch, N points. sigma: (B, 1).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ups.models.conditioning import physical_scalars
+from ups.models.conservative_step import CONDITIONS, backward_difference
+
+INITIAL_SCALE = 1e-2  # of the field's deviation: the order of the residual before anything is learned
+
+
+class Corrector(nn.Module):
+    """`network(in_channels, out_channels, condition)` builds a module for the moments and one for the denoiser."""
+
+    def __init__(self, network, sigma_min: float):
+        super().__init__()
+        self.sigma_min = sigma_min
+        self.moments_network = network(in_channels=2, out_channels=2, condition=CONDITIONS)
+        self.denoiser_network = network(in_channels=4, out_channels=1, condition=CONDITIONS + 1)
+
+    def moments(self, u: Tensor, prediction: Tensor, nu: Tensor, time_step: float) -> tuple[Tensor, Tensor]:
+        """u, prediction: (B, N) -> the residual's conditional mean m, of zero sum, and scale s > 0, both (B, N)."""
+        flux, log_scale = self.moments_network(
+            torch.stack((prediction - prediction.mean(-1, keepdim=True), prediction - u), 1),
+            physical_scalars(nu, time_step),
+        ).unbind(1)
+        size = INITIAL_SCALE * (prediction.std(-1, keepdim=True) + 1e-3)
+        return size * backward_difference(flux), size * log_scale.clamp(-10, 5).exp()
+
+    def denoise(
+        self, z: Tensor, sigma: Tensor, u: Tensor, prediction: Tensor, scale: Tensor, nu: Tensor, time_step: float
+    ) -> Tensor:
+        """E[z0 | z0 + sigma n = z], (B, N). At sigma_min it is z itself, as a consistency model needs."""
+        gap = sigma - self.sigma_min
+        skip, out = 1 / (gap**2 + 1), gap / (sigma**2 + 1).sqrt()
+        channels = (z / (sigma**2 + 1).sqrt(), prediction - prediction.mean(-1, keepdim=True), prediction - u)
+        log_scale = (scale / scale.mean(-1, keepdim=True)).log()
+        c = torch.cat((physical_scalars(nu, time_step), sigma.log() / 4), -1)
+        return skip * z + out * self.denoiser_network(torch.stack((*channels, log_scale), 1), c)[:, 0]
+
+
+def scaled_without_mean(z: Tensor, scale: Tensor) -> Tensor:
+    """s z less a multiple of s, so that it sums to zero and stays where the scale is: the mean is conserved."""
+    scaled = scale * z
+    return scaled - scale * (scaled.sum(-1, keepdim=True) / scale.sum(-1, keepdim=True))
+
+
+def noise_levels(sigma_min: float, sigma_max: float, count: int, like: Tensor) -> Tensor:
+    """(count,) falling from sigma_max to sigma_min, EDM's equation 5 with rho = 7."""
+    ramp = torch.linspace(0, 1, count, device=like.device, dtype=like.dtype)
+    return (sigma_max ** (1 / 7) + ramp * (sigma_min ** (1 / 7) - sigma_max ** (1 / 7))) ** 7

@@ -1,0 +1,96 @@
+"""Stage 2: a diffusion model of the operator's residual, in the physical field.
+
+Shapes: B batch, N points.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ups.data.batches import Batch
+from ups.errors import UserError
+from ups.models.corrector import Corrector, noise_levels, scaled_without_mean
+from ups.stages.stage import Stage, relative_l2
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(z (B, N), sigma (B, 1)) -> z0 (B, N), for one batch's state and prediction."""
+
+
+class DiffusionResidual(Stage):
+    """Arguments: see conf/stage/diffusion_residual.yaml. `requires` is the operator, `network` builds networks."""
+
+    def __init__(
+        self, network, requires: Stage, sigma: list[float], log_sigma: list[float], evaluations_per_step: int,
+        members: int,
+    ):  # fmt: skip
+        if evaluations_per_step % 2 == 0:
+            raise UserError(
+                f"stage.evaluations_per_step={evaluations_per_step}: Heun's method takes an odd number, 2 a noise "
+                "level but the last"
+            )
+        self.operator = requires
+        self.sigma_min, self.sigma_max = sigma
+        self.log_sigma = log_sigma
+        self.evaluations_per_step, self.members = evaluations_per_step, members
+        self.network = Corrector(network, self.sigma_min)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of three: the mean's error relative to the operator's, the scale's Gaussian likelihood, EDM's."""
+        u, truth = batch.u.unbind(1)
+        with torch.no_grad():
+            prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
+        residual = truth - prediction
+        mean, scale = self.network.moments(u, prediction, batch.nu, batch.time_step)
+        mean_loss = relative_l2(prediction + mean, truth).mean() / relative_l2(prediction, truth).mean()
+
+        left = residual - mean.detach()
+        scale_loss = (scale.log() + 0.5 * (left / scale).square()).mean() - left.square().mean().add(1e-12).sqrt().log()
+
+        scale = scale.detach()
+        z0 = (left / scale).clamp(-TAIL, TAIL)
+        center, deviation = self.log_sigma
+        sigma = (center + deviation * batch.normal(u[:, :1])).exp().clamp(self.sigma_min, self.sigma_max)
+        z0_hat = self.network.denoise(
+            z0 + sigma * batch.normal(z0), sigma, u, prediction, scale, batch.nu, batch.time_step
+        )
+        denoising_loss = ((sigma**2 + 1) / sigma**2 * (z0_hat - z0).square()).mean()
+        terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "denoising_loss": denoising_loss}
+        return mean_loss + scale_loss + denoising_loss, terms
+
+    def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
+        return sampled_step(self, u, nu, time_step, generator)
+
+    def sample(self, denoise: Denoiser, noise: Tensor) -> Tensor:
+        """Heun's method along the probability flow from sigma_max to sigma_min -> z0 (B, N)."""
+        count = (self.evaluations_per_step + 1) // 2
+        levels = noise_levels(self.sigma_min, self.sigma_max, count, noise)
+        z = self.sigma_max * noise
+        for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
+            z = heun_step(denoise, z, sigma, lower)
+        return denoise(z, levels[-1].expand(len(z), 1))
+
+
+TAIL = 10.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
+
+
+def sampled_step(stage, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
+    """One member's next frame: operator, mean correction, and a sample of what is left."""
+    prediction = stage.operator.step(u, nu, time_step, generator)
+    mean, scale = stage.network.moments(u, prediction, nu, time_step)
+
+    def denoise(z: Tensor, sigma: Tensor) -> Tensor:
+        return stage.network.denoise(z, sigma, u, prediction, scale, nu, time_step)
+
+    noise = torch.randn(u.shape, generator=generator, device=u.device, dtype=u.dtype)
+    z = stage.sample(denoise, noise).clamp(-TAIL, TAIL)
+    return prediction + mean + scaled_without_mean(z, scale)
+
+
+def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
+    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, second order. sigma: () or (B, 1)."""
+    sigma, lower = sigma.expand(len(z), 1), lower.expand(len(z), 1)
+    slope = (z - denoise(z, sigma)) / sigma
+    euler = z + (lower - sigma) * slope
+    slope_there = (euler - denoise(euler, lower)) / lower
+    return z + (lower - sigma) * (slope + slope_there) / 2

@@ -1,0 +1,50 @@
+"""What a stage is: a network, a loss, an evaluation. It knows nothing of loops, optimizers, loggers or files.
+
+Shapes: B batch, K steps, N points.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ups.data.batches import Batch
+from ups.data.trajectories import Trajectories
+from ups.evaluation.metrics import ensemble_metrics, rollout_nrmse
+from ups.evaluation.rollout import ensemble, one_step
+
+
+class Stage(ABC):
+    """`network` is all that is trained and saved; a prerequisite is another stage, frozen, with its best weights."""
+
+    network: nn.Module
+    frames_per_sample: int = 2  # consecutive frames that a training sample holds
+    members: int = 1  # rollouts that the validation averages; 1 for a deterministic stage
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise and the terms worth a chart. All randomness comes from the batch's generator."""
+
+    @abstractmethod
+    def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
+        """u: (B, N), nu: (B,) -> the field a time step later, (B, N)."""
+
+    def evaluate(self, window: Trajectories) -> dict[str, float]:
+        """Scores in the physical field of rollouts from the window's first frame; `rollout_nrmse` selects weights."""
+        truth = window.u[:, 1:]
+        members = ensemble(self.step, window, self.members)
+        scores = {
+            "rollout_nrmse": rollout_nrmse(members.mean(0), truth),
+            "one_step_nrmse": rollout_nrmse(one_step(self.step, window), truth),
+        }
+        if self.members > 1:
+            scores["member_nrmse"] = rollout_nrmse(members[0], truth)
+            ensemble_scores = ensemble_metrics(members, truth)
+            scores |= {name: ensemble_scores[name] for name in ("crps", "spread_skill")}
+        return scores
+
+
+def relative_l2(prediction: Tensor, truth: Tensor) -> Tensor:
+    """(..., N) -> (...): |error| / |truth|, with a finite gradient at an exact prediction and at a zero field."""
+    error, size = (prediction - truth).square().mean(-1), truth.square().mean(-1)
+    return ((error + 1e-10) / (size + 1e-6)).sqrt()
