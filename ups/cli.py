@@ -2,18 +2,21 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from hydra.core.hydra_config import HydraConfig
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ups.config import one_line
 from ups.errors import Interrupted, UserError
+from ups.paths import CONFIG_FOLDER
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a function that `hydra.main` made."""
+def run(main: Callable[[], None], config_name: str) -> None:
+    """Run a function that `hydra.main` made of the config `config_name`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
     try:
         main()
@@ -23,16 +26,7 @@ def run(main: Callable[[], None]) -> None:
         print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
-        from ups.config import one_line
-
-        _fail(one_line(error, _known_keys(main)))
-
-
-def fail_now(error: UserError) -> None:
-    """End a single run without Hydra's line about its overrides; in a sweep, let the other jobs go on."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise error
-    _fail(str(error))
+        _fail(one_line(error, _known_keys(config_name)))
 
 
 def _fail(message: str) -> None:
@@ -40,28 +34,25 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
-def _known_keys(main: Callable) -> list[str]:
-    """All dotted keys of the script's config as it composes without the overrides that failed."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from ups.paths import CONFIG_FOLDER
-
-    GlobalHydra.instance().clear()
-    groups = [o for o in sys.argv[1:] if "=" in o and "." not in o.split("=")[0] and "," not in o and "-" not in o[0]]
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        for overrides in (groups, []):
-            try:
-                cfg = compose(main.config_name, overrides=overrides)
-                return list(_all_keys(cfg))
-            except (HydraException, OmegaConfBaseException):
-                GlobalHydra.instance()
+def _known_keys(config_name: str) -> list[str]:
+    """All dotted keys of the config as it composes with the command line's choice of groups."""
+    chosen = [
+        override for override in sys.argv[1:]
+        if "=" in override and not override.startswith("-") and "." not in override.split("=")[0]
+    ]  # fmt: skip
+    for overrides in (chosen, []):
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
+                return list(_keys(compose(config_name, overrides=overrides)))
+        except (HydraException, OmegaConfBaseException):
+            continue  # a group is what was wrong: try without
     return []
 
 
-def _all_keys(node, prefix: str = ""):
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     for name in node:
-        yield prefix + name
+        yield f"{prefix}{name}"
         child = node._get_node(name)
-        if hasattr(child, "keys") and not child._is_none() and not child._is_missing():
-            yield from _all_keys(child, f"{prefix}{name}.")
+        if isinstance(child, DictConfig) and not child._is_none():
+            yield from _keys(child, f"{prefix}{name}.")

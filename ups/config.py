@@ -148,16 +148,19 @@ def _leaves(node: Any, key: str = ""):
 
 
 def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments: Any) -> Any:
-    """The object that a config node describes; the only call of Hydra's `instantiate`. `key` names it in errors."""
+    """The object that a config node describes, or with `partial` a function that makes it of further arguments.
+
+    The only call of Hydra's `instantiate`. `key` is the node's, for the one line about a wrong argument.
+    """
+    factory = instantiate(node, _convert_="all", _partial_=True)
+    if partial:
+        return factory
     try:
-        return instantiate(node, _convert_="all", _partial_=partial, **arguments)
-    except HydraException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, UserError):
-            raise cause from None
-        if isinstance(cause, TypeError | ValueError):
-            raise UserError(f"{key}: {str(cause).splitlines()[0]}") from error
-        raise
+        return factory(**arguments)
+    except (TypeError, ValueError) as error:
+        if error.__traceback__.tb_next is not None and isinstance(error, TypeError):
+            raise  # from inside the constructor: a bug, not an argument's name
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
 def plain(node: DictConfig) -> dict:

@@ -1,0 +1,20 @@
+"""Score a trained stage on trajectories it has not seen, beside persistence and the classical solver.
+
+    python evaluate.py checkpoint=store/operator-0123456789ab dataset=pdebench_burgers dataset.path=FILE
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from ups.cli import run
+
+
+@hydra.main(config_path="conf", config_name="evaluate", version_base=None)
+def main(cfg: DictConfig) -> float:
+    from ups.evaluation.run import run_evaluation
+
+    return run_evaluation(cfg)
+
+
+if __name__ == "__main__":
+    run(main, "evaluate")

@@ -1,0 +1,20 @@
+"""Train a stage of a neural surrogate of Burgers' equation, its prerequisites first.
+
+    python train.py stage=diffusion_residual
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from ups.cli import run
+
+
+@hydra.main(config_path="conf", config_name="train", version_base=None)
+def main(cfg: DictConfig) -> float:
+    from ups.training.run import run_training  # torch is imported here, so that --help and --cfg job answer at once
+
+    return run_training(cfg)
+
+
+if __name__ == "__main__":
+    run(main, "train")

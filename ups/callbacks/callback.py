@@ -1,0 +1,21 @@
+"""What may watch a training. Each hook gets the training (ups/training/loop.py) as it stands."""
+
+
+class Callback:
+    def on_start(self, training) -> None:
+        """Before the first step of this start."""
+
+    def on_step(self, training) -> None:
+        """After each step of the optimizer; `training.values` are the step's."""
+
+    def on_evaluate(self, training, scores: dict[str, float]) -> None:
+        """After a validation of the averaged weights."""
+
+    def on_checkpoint(self, training, stopping: bool) -> None:
+        """At the end of each step, when the state may be saved; `stopping`: it is the last chance."""
+
+    def on_end(self, training) -> None:
+        """After the last step, with the best weights loaded."""
+
+    def on_exception(self, training, error: BaseException) -> None:
+        """Before an error or an interruption leaves the loop."""

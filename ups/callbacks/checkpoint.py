@@ -1,0 +1,14 @@
+"""Saves the state to resume from."""
+
+from ups.callbacks.callback import Callback
+
+
+class Checkpoint(Callback):
+    """Every `every` steps, and when the loop is told to stop."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_checkpoint(self, training, stopping: bool) -> None:
+        if stopping or training.step % self.every == 0:
+            training.entry.save_state(training.state())

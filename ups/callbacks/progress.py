@@ -1,0 +1,31 @@
+"""A bar with the loss, the last score and the time left; plain lines where there is no terminal."""
+
+from ups.callbacks.callback import Callback
+from ups.console import Bar
+
+
+class Progress(Callback):
+    """Updates every `every` steps."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_start(self, training) -> None:
+        self.score, self.first = "", training.step
+        self.first_seconds = training.seconds
+        self.bar = Bar(training.settings.name, training.settings.steps, training.step)
+
+    def on_step(self, training) -> None:
+        if training.step % self.every == 0 or training.step == training.settings.steps:
+            rate = (training.step - self.first) / max(training.seconds - self.first_seconds, 1e-9)
+            loss = float(training.values["loss"])
+            self.bar.update(training.step, f"loss {loss:.2e}  {rate:.0f} steps/s{self.score}")
+
+    def on_evaluate(self, training, scores: dict[str, float]) -> None:
+        self.score = f"  rollout nRMSE {scores['rollout_nrmse']:.2e}"
+
+    def on_end(self, training) -> None:
+        self.bar.close()
+
+    def on_exception(self, training, error: BaseException) -> None:
+        self.bar.close()

@@ -1,0 +1,51 @@
+"""The only callback that speaks to the loggers, and the rule by which charts have points in them.
+
+For each stage S, before its first point: `training/S/step` is defined, then `training/S/*` and `evaluation/S/*` with it
+as their step metric. Each point is one row that holds its step metric. The loggers' own step is never given: it only
+ever rises, so a second stage that starts at 0 would lose its points.
+"""
+
+from collections.abc import Iterable
+
+from ups.callbacks.callback import Callback
+from ups.loggers.logger import Logger
+
+
+class StepMetrics(Callback):
+    """A row every `every` steps, at each evaluation, and at the last step."""
+
+    def __init__(self, loggers: Iterable[Logger], every: int):
+        self.loggers = list(loggers)
+        self.every = every
+
+    def on_start(self, training) -> None:
+        name = training.settings.name
+        for logger in self.loggers:
+            logger.define_metric(f"training/{name}/step")
+            for glob in (f"training/{name}/*", f"evaluation/{name}/*"):
+                logger.define_metric(glob, step_metric=f"training/{name}/step")
+        self._start_lap(training)
+
+    def on_step(self, training) -> None:
+        step, settings = training.step, training.settings
+        # A step that evaluates is logged by `on_evaluate`, with its scores in the same row.
+        if settings.evaluates_at(step):
+            return
+        if step % self.every == 0 or step == 1:
+            self._log(training, {})
+
+    def on_evaluate(self, training, scores: dict[str, float]) -> None:
+        self._log(training, {f"evaluation/{training.settings.name}/{key}": value for key, value in scores.items()})
+
+    def _log(self, training, scores: dict[str, float]) -> None:
+        prefix = f"training/{training.settings.name}"
+        row = {f"{prefix}/{key}": float(value) for key, value in training.values.items()}
+        steps, seconds = training.step - self.lap_step, training.seconds - self.lap_seconds
+        row[f"{prefix}/samples_per_second"] = steps * training.settings.batch_size / max(seconds, 1e-9)
+        row |= scores | {f"{prefix}/step": training.step}
+        for logger in self.loggers:
+            logger.log(row)
+        self._start_lap(training)
+
+    def _start_lap(self, training) -> None:
+        self.lap_step, self.lap_seconds = training.step, training.seconds

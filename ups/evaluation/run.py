@@ -1,0 +1,89 @@
+"""One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from ups.callbacks.figures import save_figures
+from ups.config import build, check, plain
+from ups.errors import UserError
+from ups.evaluation.metrics import ensemble_metrics, field_metrics
+from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
+from ups.training.identity import from_content
+from ups.training.obtain import load_chain
+from ups.training.runtime import set_up
+from ups.training.store import write_json
+
+SHOWN = ("nrmse", "nrmse_worst", "one_step_nrmse", "rmse", "crmse", "max_error", "brmse",
+         "frmse_low", "frmse_mid", "frmse_high", "crps", "spread_skill")  # fmt: skip
+
+
+def run_evaluation(cfg: DictConfig) -> float:
+    """The rollout nRMSE of the checkpoint on the chosen test set."""
+    started = time.time()
+    check(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    runtime = set_up(**plain(cfg.runtime))
+    checkpoint = Path(cfg.checkpoint)
+    file = checkpoint / "identity.json"
+    if not file.exists():
+        raise UserError(f"checkpoint={checkpoint}: no trained stage is there (it has no identity.json)")
+    identity = from_content(json.loads(file.read_text()))
+    stage = load_chain(identity, checkpoint.parent, runtime).stage
+    if cfg.members is not None and stage.members == 1:
+        raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
+    members = cfg.members or stage.members
+
+    node = cfg.dataset if cfg.dataset is not None else OmegaConf.create(identity.content["dataset"])
+    dataset = build(node, "dataset")
+    initial_frame = dataset.initial_frame if cfg.initial_frame is None else cfg.initial_frame
+    rollout_steps = dataset.rollout_steps if cfg.rollout_steps is None else cfg.rollout_steps
+    window = dataset.load_test(Path(cfg.cache), runtime.device).window(initial_frame, rollout_steps).to(runtime.device)
+    truth = window.u[:, 1:]
+
+    torch.manual_seed(cfg.seed)
+    fields = ensemble(stage.step, window, members, cfg.batch_size)
+    baselines = {
+        name: (step, rollout(step, window, batch_size=cfg.batch_size))
+        for name, step in (("persistence", persistence), ("solver", classical_solver))
+    }
+
+    def scores(step, field) -> dict:
+        return field_metrics(field, truth) | {
+            "one_step_nrmse": field_metrics(one_step(step, window, cfg.batch_size), truth)["nrmse"]
+        }
+
+    metrics = scores(stage.step, fields.mean(0))
+    if stage.members > 1:
+        metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
+    metrics["baselines"] = {name: scores(step, field) for name, (step, field) in baselines.items()}
+    metrics |= {"trajectories": len(window), "seconds": round(time.time() - started, 1)}
+
+    write_json(folder / "metrics.json", metrics)
+    save_figures(
+        folder / "figures", identity.stage, fields.mean(0), truth, window.time_step,
+        {name: field for name, (_, field) in baselines.items()},
+    )  # fmt: skip
+    print_table(identity.folder, metrics, rollout_steps, folder)
+    return metrics["nrmse"]
+
+
+def print_table(name: str, metrics: dict, steps: int, folder: Path) -> None:
+    table = Table(title=f"{name}: {steps} steps, {metrics['trajectories']} trajectories", title_justify="left")
+    table.add_column("measure")
+    columns = {"surrogate": metrics} | metrics["baselines"]
+    for column in columns:
+        table.add_column(column, justify="right")
+    for measure in SHOWN:
+        if measure in metrics:
+            cells = [f"{scores[measure]:.3g}" if measure in scores else "" for scores in columns.values()]
+            table.add_row(measure, *cells)
+    screen = Console()
+    screen.print(table)
+    screen.print(f"metrics.json and figures in {folder}", soft_wrap=True)

@@ -1,0 +1,49 @@
+"""metrics.csv, which every run writes: a column for each metric, a row for each point."""
+
+import csv
+from pathlib import Path
+
+from ups.loggers.logger import Logger
+from ups.training.store import write
+
+
+class CSVLogger(Logger):
+    """Appends and flushes row by row. New columns (a stage's first row, its first evaluation) rewrite the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.columns: list[str] = []
+        self.file = None
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        """A file of columns needs none."""
+
+    def log(self, row: dict[str, float]) -> None:
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self._add_columns(new)
+        csv.DictWriter(self.file, self.columns).writerow(row)
+        self.file.flush()
+
+    def log_figure(self, name: str, path: Path) -> None:
+        """Figures lie in the run's folder already."""
+
+    def finish(self, exit_code: int) -> None:
+        if self.file:
+            self.file.close()
+
+    def _add_columns(self, new: list[str]) -> None:
+        rows = []
+        if self.file:
+            self.file.close()
+            with open(self.path, newline="") as file:
+                rows = list(csv.DictReader(file))
+        self.columns += new
+        write(self.path, lambda partial: self._write_all(partial, rows))
+        self.file = open(self.path, "a", newline="")  # noqa: SIM115 (closed by `finish`)
+
+    def _write_all(self, path: Path, rows: list[dict]) -> None:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)

@@ -1,0 +1,96 @@
+"""Weights & Biases: online with a key, offline by itself without one; nothing it does or fails to do stops a training."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ups.console import console
+from ups.loggers.logger import Logger
+
+
+class WandbLogger(Logger):
+    """Arguments: see conf/logger/wandb.yaml; `folder` is the run's, `config` what W&B shows beside the charts."""
+
+    def __init__(
+        self, folder: Path, config: dict, project: str, entity: str | None, name: str | None, tags: list[str],
+        init_timeout: float, finish_timeout: float,
+    ):  # fmt: skip
+        self.folder = folder
+        self.run = None
+        identity = {"project": project, "entity": entity, "name": name or folder.name, "tags": tags, "config": config}
+        self._guarded("start", lambda: self._start(identity, init_timeout, finish_timeout))
+
+    def _start(self, identity: dict, init_timeout: float, finish_timeout: float) -> None:
+        import wandb
+
+        if "WANDB_MODE" not in os.environ and not _has_key(wandb):
+            self._go_offline("no API key")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = _known_settings(
+            wandb, init_timeout=init_timeout, finish_timeout=finish_timeout, finish_timeout_raises=False, silent=True,
+            x_transaction_log_flush_interval=1.0,  # a killed run has its rows on disk
+        )  # fmt: skip
+        init = lambda: wandb.init(dir=self.folder, settings=settings, reinit="finish_previous", **identity)  # noqa: E731
+        try:
+            self.run = init()
+        except wandb.errors.Error as error:
+            if os.environ.get("WANDB_MODE") == "offline":
+                raise
+            self._go_offline(f"no answer from its server ({_first_line(error)})")
+            self.run = init()
+
+    def _go_offline(self, reason: str) -> None:
+        # In the environment, not as an argument: only so does the client look up no host at all.
+        os.environ["WANDB_MODE"] = "offline"
+        console.print(
+            f"wandb: offline, {reason}. The charts are in {self.folder / 'wandb'}: look with `wandb leet {self.folder}/"
+            "wandb/offline-run-*`, upload with `wandb login` and `wandb sync`."
+        )
+
+    def define_metric(self, name: str, step_metric: str | None = None) -> None:
+        hidden = step_metric is None  # an axis is no chart of its own
+        self._guarded("define_metric", lambda: self.run.define_metric(name, step_metric=step_metric, hidden=hidden))
+
+    def log(self, row: dict[str, float]) -> None:
+        self._guarded("log", lambda: self.run.log(row))
+
+    def log_figure(self, name: str, path: Path) -> None:
+        def log() -> None:
+            import wandb
+
+            self.run.log({name: wandb.Image(str(path))})
+
+        self._guarded("log_figure", log)
+
+    def finish(self, exit_code: int) -> None:
+        self._guarded("finish", lambda: self.run.finish(exit_code=exit_code))
+
+    def _guarded(self, what: str, call: Callable[[], Any]) -> None:
+        """The client may raise anything, at any call (its own process died, its disk is full): one warning, then
+        silence. metrics.csv has every row."""
+        if what != "start" and self.run is None:
+            return
+        try:
+            call()
+        except Exception as error:
+            self.run = None
+            console.print(
+                f"warning: wandb failed at {what} ({type(error).__name__}: {_first_line(error)}); the training goes "
+                f"on without it. What it has is in {self.folder / 'wandb'}, for `wandb sync`; metrics.csv is complete."
+            )
+
+
+def _has_key(wandb) -> bool:
+    """From WANDB_API_KEY, the settings files or ~/.netrc, without asking anybody."""
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+
+
+def _known_settings(wandb, **wanted):
+    """Versions of the client differ in their settings, and refuse one they do not know."""
+    known = wandb.Settings.model_fields
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

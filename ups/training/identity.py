@@ -1,0 +1,78 @@
+"""A trained stage's identity: exactly what determines its weights, and the hash that names its folder.
+
+It is the stage's subtree with its `requires`, the model, the dataset and the seed. Device, threads, logging, folders
+live in other nodes of the config, so nothing has to be left out by a list.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ups.config import plain
+
+FORMAT = 1  # raise it when a change of the code changes what the same config trains
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One stage of a chain. `content` is what is hashed, `requires` the identity of its prerequisite."""
+
+    content: dict
+    requires: "Identity | None"
+
+    @property
+    def stage(self) -> str:
+        return self.content["stage"]["name"]
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps(canonical(self.content), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        return f"{self.stage}-{self.digest}"
+
+    def chain(self) -> "list[Identity]":
+        """From the first prerequisite to this stage."""
+        return [*(self.requires.chain() if self.requires else []), self]
+
+
+def identity_of(cfg: DictConfig) -> Identity:
+    """Of the stage that a composed config of train.py asks for."""
+    return from_content({"format": FORMAT} | {key: plain(cfg)[key] for key in ("stage", "model", "dataset", "seed")})
+
+
+def from_content(content: dict) -> Identity:
+    required = content["stage"]["requires"]
+    below = from_content(content | {"stage": required}) if required else None
+    return Identity(content, below)
+
+
+def canonical(value: Any) -> Any:
+    """1 and 1.0 are one value: whole floats become integers."""
+    if isinstance(value, dict):
+        return {key: canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def differences(wanted: dict, found: dict) -> list[str]:
+    """`key: found -> wanted` for each leaf that differs."""
+    a, b = dict(flatten(canonical(found))), dict(flatten(canonical(wanted)))
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...))
+    return [f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}" for key in keys]
+
+
+def flatten(node: dict, prefix: str = ""):
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

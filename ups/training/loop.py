@@ -1,0 +1,152 @@
+"""The one training loop. It knows no stage by name, no logger and no file: callbacks watch, the stage computes."""
+
+import math
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ups.callbacks.callback import Callback
+from ups.data.batches import batch_at
+from ups.data.trajectories import Splits
+from ups.errors import Interrupted, UserError
+from ups.stages.stage import Stage
+from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate
+from ups.training.runtime import Runtime
+from ups.training.signals import StopSignal
+from ups.training.store import Entry
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What a stage's node of the config says to the loop."""
+
+    name: str
+    steps: int
+    batch_size: int
+    evaluations: int
+    optimizer: OptimizerSettings
+    seed: int
+
+    def evaluates_at(self, step: int) -> bool:
+        """`evaluations` times, evenly spaced, the last at the end."""
+        return step * self.evaluations // self.steps > (step - 1) * self.evaluations // self.steps
+
+
+@dataclass
+class Training:
+    """A training under way: what callbacks look at and what a checkpoint holds."""
+
+    stage: Stage
+    settings: LoopSettings
+    data: Splits
+    entry: Entry
+    step: int = 0
+    best: dict[str, float] = field(default_factory=dict)  # the scores of the best weights, with their step
+    values: dict[str, Any] = field(default_factory=dict)  # of the last step: loss, lr, grad_norm and the loss's terms
+    seconds: float = 0.0  # in steps, over all starts
+
+    def __post_init__(self):
+        self.optimizer = adamw(self.stage.network, self.settings.optimizer)
+        self.average = Average(self.stage.network, self.settings.optimizer.average)
+
+    def state(self) -> dict:
+        return {
+            "step": self.step,
+            "network": self.stage.network.state_dict(),
+            "average": self.average.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.stage.network.load_state_dict(state["network"])
+        self.average.network.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+
+
+def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -> None:
+    """From the training's step to its last; the entry then holds the weights that validated best."""
+    settings, stage, data = training.settings, training.stage, training.data
+    validation = data.validation
+    callbacks = list(callbacks)
+
+    def call(hook: str, *arguments) -> None:
+        for callback in callbacks:
+            getattr(callback, hook)(training, *arguments)
+
+    call("on_start")
+    try:
+        with StopSignal() as stop:
+            while training.step < settings.steps:
+                started = time.perf_counter()
+                training_step(training, runtime)
+                training.seconds += time.perf_counter() - started
+                call("on_step")
+
+                if settings.evaluates_at(training.step):
+                    with training.average.used_by(stage):
+                        scores = stage.evaluate(validation)
+                    keep_if_best(training, scores)
+                    call("on_evaluate", scores)
+                call("on_checkpoint", stop.received is not None)
+                if stop.received is not None:
+                    raise Interrupted(
+                        stop.received,
+                        f"{signal.Signals(stop.received).name}: stopped {settings.name} at step {training.step} of "
+                        f"{settings.steps}, saved in {training.entry.path}; the same command goes on from there",
+                    )
+    except BaseException as error:
+        call("on_exception", error)
+        raise
+    finally_load_best(training)
+    call("on_end")
+
+
+def training_step(training: Training, runtime: Runtime) -> None:
+    """One step of the optimizer. Batch and noise are functions of (seed, step): see `batch_at`."""
+    settings, stage, network = training.settings, training.stage, training.stage.network
+    batch = batch_at(
+        training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, training.step
+    )
+    lr = learning_rate(settings.optimizer, training.step, settings.steps)
+    for group in training.optimizer.param_groups:
+        group["lr"] = lr
+
+    training.optimizer.zero_grad(set_to_none=True)
+    with runtime.autocast():
+        loss, terms = stage.loss(batch)
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(
+        [parameter for parameter in network.parameters() if parameter.requires_grad], settings.optimizer.clip
+    )
+    if not math.isfinite(float(grad_norm) + float(loss)):  # one synchronisation a step; NaN in the loss is NaN here
+        raise UserError(
+            f"{settings.name}: loss {float(loss):g}, gradient {float(grad_norm):g} at step {training.step}; no weight "
+            "was changed by it. Lower stage.optimizer.lr, then start again"
+        )
+    training.optimizer.step()
+    training.average.update(network, training.step)
+    training.step += 1
+    training.values = {"loss": loss, "lr": lr, "grad_norm": grad_norm} | terms
+
+
+def keep_if_best(training: Training, scores: dict[str, float]) -> None:
+    """By the validation's rollout error, never by the training loss. A NaN is never the best."""
+    if not training.best or scores["rollout_nrmse"] < training.best["rollout_nrmse"]:
+        training.best = scores | {"step": training.step}
+        training.entry.save_best(training.average.network)
+
+
+def finally_load_best(training: Training) -> None:
+    if not math.isfinite(training.best["rollout_nrmse"]):
+        raise UserError(
+            f"{training.settings.name}: every validation rollout diverged; raise stage.steps, or set "
+            "stage.input_noise=[1e-4,1e-2]"
+        )
+    training.entry.load_best(training.stage.network)

@@ -1,0 +1,183 @@
+"""`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import Timeout
+from omegaconf import OmegaConf
+
+from ups.callbacks.callback import Callback
+from ups.config import build
+from ups.console import console
+from ups.data.batches import batch_at
+from ups.data.trajectories import Splits
+from ups.errors import UserError
+from ups.stages.stage import Stage
+from ups.training.identity import Identity
+from ups.training.loop import LoopSettings, Training, train
+from ups.training.optimizer import OptimizerSettings
+from ups.training.runtime import Runtime, choose_threads
+from ups.training.store import Entry
+
+LOOP_KEYS = ("name", "steps", "batch_size", "evaluations", "optimizer")  # of a stage's node; the rest is the stage's
+
+
+@dataclass
+class Planned:
+    """One line of the plan and of result.json."""
+
+    entry: Entry
+    action: str  # found | trained | resumed
+    why: str
+
+    def as_dict(self) -> dict:
+        identity = self.entry.identity
+        steps = identity.content["stage"]["steps"]
+        return {"stage": identity.stage, "digest": identity.digest, "action": self.action, "steps": steps}
+
+
+@dataclass(frozen=True)
+class Obtained:
+    entry: Entry
+    stage: Stage
+    result: dict
+
+
+def make_plan(identity: Identity, store: Path, require: str) -> list[Planned]:
+    """What will be found and what trained, in order; printed before any work."""
+    plan = []
+    for each in identity.chain():
+        entry = Entry(store, each)
+        if entry.is_trained:
+            plan.append(Planned(entry, "found", str(entry.path)))
+        elif entry.is_started:
+            plan.append(Planned(entry, "resumed", f"an unfinished training in {entry.path}"))
+        else:
+            plan.append(Planned(entry, "trained", entry.why_new()))
+    lacking = [planned.entry for planned in plan[:-1] if planned.action != "found"]
+    if require == "found" and lacking:
+        raise UserError(
+            f"require=found, and {lacking[0].path} is not trained: train it with "
+            f"stage={lacking[0].identity.stage}, or set require=train"
+        )
+    return plan
+
+
+def print_plan(plan: list[Planned]) -> None:
+    for planned in plan:
+        identity = planned.entry.identity
+        verb = {"found": "found  ", "trained": "train  ", "resumed": "resume "}[planned.action]
+        console.print(f"{verb} {identity.folder}  {identity.content['stage']['steps']} steps  ({planned.why})")
+
+
+def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Runtime) -> Obtained:
+    """Walk the plan. `data_of()` gives the splits and is called only if something has to be trained."""
+    obtained = None
+    for planned in plan:
+        required = obtained.stage if obtained else None
+        entry = planned.entry
+        if entry.is_trained:
+            obtained = load(entry, required, runtime)
+            continue
+        with waiting_lock(entry):
+            if entry.is_trained:  # by the run this one waited for
+                planned.action = "found"
+            else:
+                planned.action = train_stage(entry, required, data_of(), callbacks, runtime)
+        obtained = load(entry, required, runtime)
+    return obtained
+
+
+def load(entry: Entry, required: Stage | None, runtime: Runtime) -> Obtained:
+    """A trained stage with its best weights, frozen."""
+    stage = build_stage(entry.identity, required, runtime)
+    entry.load_best(stage.network)
+    stage.network.requires_grad_(False).eval()
+    return Obtained(entry, stage, entry.result())
+
+
+def load_chain(identity: Identity, store: Path, runtime: Runtime) -> Obtained:
+    """A trained stage and all it requires, from one store; a `UserError` if one is missing."""
+    obtained = None
+    for each in identity.chain():
+        entry = Entry(store, each)
+        if not entry.is_trained:
+            raise UserError(f"{entry.path} is missing, and {identity.folder} requires it: train or copy it")
+        obtained = load(entry, obtained.stage if obtained else None, runtime)
+    return obtained
+
+
+def build_stage(identity: Identity, required: Stage | None, runtime: Runtime) -> Stage:
+    """Untrained, with initial weights that are a function of the seed."""
+    content = identity.content
+    node = {key: value for key, value in content["stage"].items() if key not in LOOP_KEYS and key != "requires"}
+    arguments = {"requires": required}
+    if "network" in node:
+        arguments["network"] = build(OmegaConf.create(node.pop("network")), "stage.network", partial=True)
+    elif required is None:
+        arguments["model"] = build(OmegaConf.create(content["model"]), "model", partial=True)
+    torch.manual_seed(content["seed"])
+    stage = build(OmegaConf.create(node), "stage", **arguments)
+    stage.network.to(runtime.device)
+    return stage
+
+
+def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime) -> str:
+    """Train or resume one stage; -> "trained" or "resumed"."""
+    content = entry.identity.content
+    node = content["stage"]
+    settings = LoopSettings(
+        **{key: node[key] for key in LOOP_KEYS if key != "optimizer"},
+        optimizer=OptimizerSettings(**node["optimizer"]),
+        seed=content["seed"],
+    )
+    check_batch(settings, data)
+    stage = build_stage(entry.identity, required, runtime)
+    training = Training(stage, settings, data, entry)
+    state = entry.load_state()
+    if state:
+        training.load_state(state)
+    choose_threads(runtime, lambda: trial_step(training))
+    if runtime.compile:
+        stage.network.compile()
+
+    started = time.time()
+    train(training, callbacks, runtime)
+    dataset = data.test
+    entry.finish({
+        "score": training.best["rollout_nrmse"],
+        "metrics": {"validation": training.best, "test": stage.evaluate(dataset)},
+        "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
+        "seconds": {"training": round(training.seconds, 1), "this_start": round(time.time() - started, 1)},
+    })  # fmt: skip
+    return "resumed" if state else "trained"
+
+
+def trial_step(training: Training) -> None:
+    """A forward and a backward pass that leave no trace, for timing."""
+    batch = batch_at(
+        training.data.train, training.settings.batch_size, training.stage.frames_per_sample - 1, training.settings.seed, 0
+    )
+    training.stage.loss(batch)[0].backward()
+    training.optimizer.zero_grad(set_to_none=True)
+
+
+def check_batch(settings: LoopSettings, data: Splits) -> None:
+    samples = len(data.train) * (data.train.u.shape[1] - 1)
+    if settings.batch_size > samples:
+        raise UserError(
+            f"stage.batch_size={settings.batch_size} ({settings.name}): the training data has only {samples} samples "
+            f"({len(data.train)} trajectories); choose at most that, or raise dataset.train"
+        )
+
+
+def waiting_lock(entry: Entry):
+    """The entry's lock; says so when another run holds it."""
+    lock = entry.lock()
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"another run trains {entry.identity.folder}: waiting for it")
+        return lock.acquire()

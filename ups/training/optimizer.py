@@ -1,0 +1,59 @@
+"""AdamW, its learning rate as a function of the step, and the average of the weights."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The node `stage.optimizer`."""
+
+    lr: float
+    warmup: float
+    betas: list[float]
+    weight_decay: float
+    clip: float
+    average: float
+
+
+def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        trained, settings.lr, tuple(settings.betas), weight_decay=settings.weight_decay, foreach=True
+    )
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Linear warm-up to the peak, then half a cosine down to zero at the last step."""
+    warmup = max(1, round(settings.warmup * steps))
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Average:
+    """Exponential average of the weights; the decay rises to its value, so early steps are forgotten."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        decay = min(self.decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+
+    @contextmanager
+    def used_by(self, stage) -> Iterator[None]:
+        """The stage predicts with the averaged weights inside."""
+        trained, stage.network = stage.network, self.network
+        try:
+            yield
+        finally:
+            stage.network = trained

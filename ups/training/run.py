@@ -1,0 +1,106 @@
+"""One run of train.py: check, plan, obtain, and result.json."""
+
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ups.callbacks.callback import Callback
+from ups.config import build, check, plain
+from ups.console import console
+from ups.data.trajectories import Splits
+from ups.loggers.csv import CSVLogger
+from ups.loggers.logger import Logger
+from ups.paths import ROOT
+from ups.training.identity import identity_of
+from ups.training.obtain import make_plan, obtain, print_plan
+from ups.training.runtime import Runtime, set_up
+from ups.training.store import write_json
+
+
+def run_training(cfg: DictConfig) -> float:
+    """The score of the stage asked for: its validation rollout nRMSE."""
+    started = time.time()
+    check(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    runtime = set_up(**plain(cfg.runtime))
+    plan = make_plan(identity_of(cfg), Path(cfg.store), cfg.require)
+    print_plan(plan)
+
+    @cache
+    def data() -> Splits:
+        dataset = build(cfg.dataset, "dataset")
+        splits = dataset.load(Path(cfg.cache), runtime.device)
+        protocol = (dataset.initial_frame, dataset.rollout_steps)
+        return Splits(
+            splits.train, splits.validation.window(*protocol), splits.test.window(*protocol)
+        ).to(runtime.device)
+
+    loggers: list[Logger] = []
+    exit_code = 1
+    try:
+        if any(planned.action != "found" for planned in plan):
+            loggers += make_loggers(cfg, folder)
+        callbacks = make_callbacks(cfg, loggers, folder)
+        obtained = obtain(plan, data, callbacks, runtime)
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            logger.finish(exit_code)
+
+    identity = obtained.entry.identity
+    result = {
+        "stage": identity.stage,
+        "digest": identity.digest,
+        "checkpoint": str(obtained.entry.path),
+        "score": obtained.result["score"],
+        "metrics": obtained.result["metrics"],
+        "plan": [planned.as_dict() for planned in plan],
+        "seconds": round(time.time() - started, 1),
+        "git_commit": git_commit(),
+        "seed": cfg.seed,
+    }
+    write_json(folder / "result.json", result)
+    report(result, folder)
+    return result["score"]
+
+
+def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """metrics.csv, and the trackers of the group `logger`."""
+    trackers = [
+        build(node, f"logger.{name}", folder=folder, config=OmegaConf.to_container(cfg, resolve=True))
+        for name, node in (cfg.logger or {}).items()
+    ]
+    return [CSVLogger(folder / "metrics.csv"), *trackers]
+
+
+def make_callbacks(cfg: DictConfig, loggers: list[Logger], folder: Path) -> list[Callback]:
+    """Those of the node `callbacks`; each takes of the run what its constructor names."""
+    offered = {"loggers": loggers, "folder": folder}
+    callbacks = []
+    for name, node in cfg.callbacks.items():
+        factory = build(node, f"callbacks.{name}", partial=True)
+        wanted = factory.func.__init__.__code__.co_varnames
+        callbacks.append(factory(**{key: value for key, value in offered.items() if key in wanted}))
+    return callbacks
+
+
+def report(result: dict, folder: Path) -> None:
+    test = result["metrics"]["test"]
+    console.print(
+        f"{result['stage']}: rollout nRMSE {result['score']:.2e} on validation, {test['rollout_nrmse']:.2e} on test "
+        f"trajectories; one step {test['one_step_nrmse']:.2e}\n"
+        f"checkpoint {result['checkpoint']}\nresult and figures {folder}"
+    )
+
+
+def git_commit() -> str | None:
+    """The repo's commit, None outside of a git checkout."""
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

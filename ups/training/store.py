@@ -1,0 +1,121 @@
+"""The folder of trained stages, each in `STAGE-DIGEST/`:
+
+    identity.json          what was hashed
+    weights.safetensors    the best averaged weights
+    result.json            the scores; written last, so a folder that has it is complete
+    state.pt, state.previous.pt   what an unfinished training resumes from
+
+Everything is written to a temporary name, synced and renamed.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ups.errors import UserError
+from ups.training.identity import Identity, differences
+
+
+class Entry:
+    """One stage's place in the store, trained or not."""
+
+    def __init__(self, root: Path, identity: Identity):
+        self.root, self.identity = root, identity
+        self.path = root / identity.folder
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    @property
+    def is_started(self) -> bool:
+        return not self.is_trained and any(self._states())
+
+    def lock(self) -> FileLock:
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / f"{self.identity.folder}.lock")
+
+    def result(self) -> dict:
+        return json.loads((self.path / "result.json").read_text())
+
+    def save_state(self, state: dict) -> None:
+        """Keeps the state before, for the case that this one turns out torn."""
+        self._begin()
+        current, previous = self.path / "state.pt", self.path / "state.previous.pt"
+        if current.exists():
+            os.replace(current, previous)
+        write(current, lambda file: torch.save(state, file))
+
+    def load_state(self) -> dict | None:
+        """The newest readable state; one that is not is set aside, with a line that says so."""
+        for file in self._states():
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, OSError, ValueError) as error:
+                aside = file.with_suffix(".damaged")
+                os.replace(file, aside)
+                print(f"warning: {file} cannot be read ({type(error).__name__}); set aside as {aside.name}")
+        return None
+
+    def save_best(self, network: nn.Module) -> None:
+        self._begin()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        write(self.path / "weights.safetensors", lambda file: save_file(tensors, file))
+
+    def load_best(self, network: nn.Module) -> None:
+        file = self.path / "weights.safetensors"
+        try:
+            network.load_state_dict(load_file(file))
+        except FileNotFoundError:
+            raise UserError(f"{file} is missing: remove {self.path} and train it again") from None
+        except Exception as error:  # safetensors raises its own type, torch a RuntimeError: both mean "not these weights"
+            raise UserError(f"{file} does not fit its identity.json ({str(error).splitlines()[0]})") from error
+
+    def finish(self, result: dict) -> None:
+        write_json(self.path / "result.json", result)
+        for file in self._states():
+            file.unlink()
+
+    def why_new(self) -> str:
+        """What sets it apart from the nearest trained entry of the same stage."""
+        found = [
+            differences(self.identity.content, json.loads(file.read_text()))
+            for file in self.root.glob(f"{self.identity.stage}-*/identity.json")
+            if (file.parent / "result.json").exists()
+        ]
+        if not found:
+            return f"no {self.identity.stage} in {self.root}"
+        nearest = min(found, key=len)
+        more = f" and {len(nearest) - 2} more" if len(nearest) > 2 else ""
+        return "; ".join(nearest[:2]) + more
+
+    def _states(self) -> list[Path]:
+        files = (self.path / "state.pt", self.path / "state.previous.pt")
+        return [file for file in files if file.exists()]
+
+    def _begin(self) -> None:
+        if not (self.path / "identity.json").exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / "identity.json", self.identity.content)
+
+
+def write(path: Path, save: Callable[[Path], None]) -> None:
+    """`save` to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save(partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    write(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
