@@ -6,14 +6,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from ups.cli import run
+from ups.cli import one_line_errors, run
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base=None)
 def main(cfg: DictConfig) -> float:
-    from ups.evaluation.run import run_evaluation
+    with one_line_errors():
+        from ups.evaluation.run import run_evaluation
 
-    return run_evaluation(cfg)
+        return run_evaluation(cfg)
 
 
 if __name__ == "__main__":

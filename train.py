@@ -6,14 +6,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from ups.cli import run
+from ups.cli import one_line_errors, run
 
 
 @hydra.main(config_path="conf", config_name="train", version_base=None)
 def main(cfg: DictConfig) -> float:
-    from ups.training.run import run_training  # torch is imported here, so that --help and --cfg job answer at once
+    with one_line_errors():
+        from ups.training.run import run_training  # torch is imported here: --help and --cfg job answer at once
 
-    return run_training(cfg)
+        return run_training(cfg)
 
 
 if __name__ == "__main__":

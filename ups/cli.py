@@ -3,10 +3,13 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +30,24 @@ def run(main: Callable[[], None], config_name: str) -> None:
         sys.exit(interruption.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error, _known_keys(config_name)))
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be a string"):
+            raise
+        _fail("a group takes the name of an option, not null: leave it out, or use logger=none")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Around the work of one job: Hydra would add a line of its own to the error of a single run.
+
+    In a sweep the error goes on to Hydra, which runs the other jobs before it is told.
+    """
+    try:
+        yield
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _fail(str(error))
 
 
 def _fail(message: str) -> None:

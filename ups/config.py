@@ -62,7 +62,6 @@ TEXT = Rule("a text", lambda v: isinstance(v, str) and v.strip() != "")
 NULL = Rule("null", lambda v: v is None)
 BOOL = Rule("true or false", lambda v: isinstance(v, bool))
 POSITIVE = number(0, open_low=True)
-RISING = Rule("two numbers above 0, the second at least the first", lambda v: False)
 
 # One line for each key of conf/; `stage.` stands for every stage of the chain. A key of a network's own is checked by
 # the network, so that a new model needs no line here; the names below hold for all networks that use them.
@@ -158,9 +157,10 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
     try:
         return factory(**arguments)
     except (TypeError, ValueError) as error:
-        if error.__traceback__.tb_next is not None and isinstance(error, TypeError):
-            raise  # from inside the constructor: a bug, not an argument's name
-        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
+        text = str(error).splitlines()[0]
+        if isinstance(error, TypeError) and "__init__() " not in text:
+            raise  # a bug, not an argument's name
+        raise UserError(f"{key}: {text.rpartition('__init__() ')[2]}") from error
 
 
 def plain(node: DictConfig) -> dict:

@@ -1,9 +1,11 @@
 """Weights & Biases: online with a key, offline by itself without one; nothing it does or fails to do stops a training."""
 
+import netrc
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from ups.console import console
 from ups.loggers.logger import Logger
@@ -24,7 +26,7 @@ class WandbLogger(Logger):
     def _start(self, identity: dict, init_timeout: float, finish_timeout: float) -> None:
         import wandb
 
-        if "WANDB_MODE" not in os.environ and not _has_key(wandb):
+        if "WANDB_MODE" not in os.environ and not _has_key():
             self._go_offline("no API key")
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = _known_settings(
@@ -81,9 +83,21 @@ class WandbLogger(Logger):
             )
 
 
-def _has_key(wandb) -> bool:
-    """From WANDB_API_KEY, the settings files or ~/.netrc, without asking anybody."""
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+def _has_key() -> bool:
+    """In WANDB_API_KEY or ~/.netrc, where `wandb login` puts it; asks nobody, needs no network.
+
+    A file that cannot be read counts as a key: the client then says what is wrong with it, and the run goes offline.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+    except FileNotFoundError:
+        return False
+    except (OSError, netrc.NetrcParseError):
+        return True
+    return any(name == host or (host is None and "wandb" in name) for name in hosts)
 
 
 def _known_settings(wandb, **wanted):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ups.models.conditioning import physical_scalars
 from ups.models.conservative_step import CONDITIONS, backward_difference
 
-INITIAL_SCALE = 1e-2  # of the field's deviation: the order of the residual before anything is learned
+INITIAL_SCALE = 3e-3  # of the field's deviation: the order of the residual before anything is learned
 
 
 class Corrector(nn.Module):
@@ -33,7 +33,7 @@ class Corrector(nn.Module):
             physical_scalars(nu, time_step),
         ).unbind(1)
         size = INITIAL_SCALE * (prediction.std(-1, keepdim=True) + 1e-3)
-        return size * backward_difference(flux), size * log_scale.clamp(-10, 5).exp()
+        return size * backward_difference(flux), size * log_scale.clamp(-8, 3).exp()
 
     def denoise(
         self, z: Tensor, sigma: Tensor, u: Tensor, prediction: Tensor, scale: Tensor, nu: Tensor, time_step: float

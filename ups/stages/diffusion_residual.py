@@ -71,7 +71,7 @@ class DiffusionResidual(Stage):
         return denoise(z, levels[-1].expand(len(z), 1))
 
 
-TAIL = 10.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
+TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
 
 
 def sampled_step(stage, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:

@@ -125,7 +125,8 @@ def training_step(training: Training, runtime: Runtime) -> None:
     grad_norm = torch.nn.utils.clip_grad_norm_(
         [parameter for parameter in network.parameters() if parameter.requires_grad], settings.optimizer.clip
     )
-    if not math.isfinite(float(grad_norm) + float(loss)):  # one synchronisation a step; NaN in the loss is NaN here
+    loss = loss.detach()
+    if not math.isfinite(float(grad_norm) + float(loss)):
         raise UserError(
             f"{settings.name}: loss {float(loss):g}, gradient {float(grad_norm):g} at step {training.step}; no weight "
             "was changed by it. Lower stage.optimizer.lr, then start again"
@@ -133,7 +134,8 @@ def training_step(training: Training, runtime: Runtime) -> None:
     training.optimizer.step()
     training.average.update(network, training.step)
     training.step += 1
-    training.values = {"loss": loss, "lr": lr, "grad_norm": grad_norm} | terms
+    training.values = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
+    training.values |= {name: term.detach() for name, term in terms.items()}
 
 
 def keep_if_best(training: Training, scores: dict[str, float]) -> None:

@@ -1,0 +1,50 @@
+"""Shared by the tests: a command run as a user runs it, and the files this project did not write."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "experiment=smoke", "budget.operator=6", "budget.diffusion_residual=6", "budget.consistency_distill=6",
+    "stage.evaluations=2", "callbacks.step_metrics.every=2", "runtime.threads=1",
+]  # fmt: skip
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """One cache of generated data for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(tmp_path, cache):
+    """`command("train.py", "stage=operator")` in an empty folder, without W&B's key -> the completed process."""
+
+    def run(script: str, *overrides: str, timeout: float = 120, **environment: str):
+        shared = [f"cache={cache}"] if script == "train.py" and "--help" not in overrides else []
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *overrides, *shared], cwd=tmp_path, timeout=timeout, text=True,
+            capture_output=True, env=clean_environment(tmp_path) | environment, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return run
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VAST"))}
+    return kept | {"HOME": str(home), "COLUMNS": "120"}
+
+
+def foreign(name: str) -> Path:
+    """A file of ../shared/data, or a skip that says why."""
+    path = ROOT.parent / "shared" / "data" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not on this machine: it is data the project did not write and does not ship")
+    return path

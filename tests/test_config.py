@@ -1,0 +1,146 @@
+"""Bad input gives one line that names the key and what would be valid, exit 1, and no traceback."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, clean_environment
+from hydra import compose, initialize_config_dir
+
+from ups.config import RULES, check
+from ups.errors import UserError
+from ups.training.identity import canonical, identity_of
+
+STAGES = ("operator", "diffusion_residual", "consistency_distill")
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("model", ["dilresnet", "latent_operator"])
+@pytest.mark.parametrize("experiment", [[], ["experiment=smoke"]], ids=["full", "smoke"])
+def test_every_preset_composes_and_is_valid(stage, model, experiment):
+    check(composed(f"stage={stage}", f"model={model}", *experiment))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_is_one_screen_and_starts_with_its_command(file):
+    lines = file.read_text().splitlines()
+    assert len(lines) <= 60
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]
+    assert first.startswith("# python ")
+
+
+BAD = {
+    "dataset.nu=-1": "dataset.nu=-1.0: must be a number above 0",
+    "dataset.nu=[0.01,x]": "dataset.nu",
+    "stage.steps=0": "stage.steps=0: must be a whole number, at least 1",
+    "stage.steps=many": "stage.steps=many",
+    "stage.batch_size=1.5": "stage.batch_size=1.5",
+    "stage.optimizer.lr=0": "stage.optimizer.lr=0",
+    "stage.optimizer.lr=.nan": "stage.optimizer.lr=.nan",
+    "stage.input_noise=[0.1,0.01]": "stage.input_noise",
+    "dataset.rollout_steps=32": "dataset.rollout_steps=32",
+    "require=maybe": "require=maybe: must be one of train, found",
+    "runtime.device=tpu": "runtime.device=tpu",
+    "runtime.threads=0": "runtime.threads=0",
+    "seed=-1": "seed=-1",
+    "callbacks.progress.every=0": "callbacks.progress.every=0",
+    "model.width=0": "model.width=0",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_values_out_of_range(override):
+    with pytest.raises(UserError) as error:
+        check(composed(override.replace("dataset.nu=-1", "dataset.nu=-1.0")))
+    assert str(error.value).startswith(BAD[override]) and "\n" not in str(error.value)
+
+
+def test_values_deep_in_the_chain_are_checked_under_their_own_name():
+    with pytest.raises(UserError, match=r"^stage\.requires\.requires\.steps=0"):
+        check(composed("stage=consistency_distill", "stage.requires.requires.steps=0"))
+
+
+def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
+    """So that a new key cannot be forgotten."""
+    import re
+
+    from ups.config import _leaves, plain
+
+    for stage in STAGES:
+        for key, value in _leaves(plain(composed(f"stage={stage}"))):
+            general = re.sub(r"^stage\.(requires\.)*", "stage.", key)
+            if isinstance(value, int | float | list) and not key.startswith("logger.wandb.tags"):
+                assert any(re.fullmatch(pattern, general) for pattern in RULES), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage.stepz=3"], "stage.stepz is not a key of the config: did you mean stage.steps?"),
+        (["model.wdth=3"], "did you mean model.width?"),
+        (["stage=operatr"], "stage=operatr is not an option of the group stage: choose one of consistency_distill, "),
+        (["modle=dilresnet"], "modle is not a key of the config: did you mean model?"),
+        (["dataset=pdebench_burgers"], "dataset.path is not set: give dataset.path=VALUE"),
+        (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5", "logger=none"], "dataset.path=nowhere.hdf5: no such"),
+        (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
+        (["+model.foo=1", "logger=none", "experiment=smoke"], "got an unexpected keyword argument 'foo'"),
+        (["experiment=null"], "a group takes the name of an option"),
+        (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 or a list of a number above 0"),
+        (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
+        (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),
+        (["stage=diffusion_residual", "stage.evaluations_per_step=4", "experiment=smoke", "logger=none",
+          "budget.operator=2"], "stage.evaluations_per_step=4: Heun"),
+        (["stage.steps="], "stage.steps="),
+        (["stage.steps"], ""),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_one_line_exit_1_no_traceback(command, arguments, message):
+    answer = command("train.py", *arguments)
+    lines = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    assert answer.returncode == 1, answer.stderr
+    assert len(lines) == 1 and message in lines[0]
+    assert len(lines[0]) < 300 and "Error executing job" not in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"], ["-sc", "query=bash"]], ids=["cfg", "help", "tab"])
+def test_answers_at_once_without_torch(arguments, tmp_path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *arguments]
+    environment = clean_environment(tmp_path) | ({"COMP_LINE": "python train.py stage="} if "-sc" in arguments else {})
+    runs = []
+    for _ in range(3):
+        started = time.perf_counter()
+        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        runs.append(time.perf_counter() - started)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert "operator" in answer.stdout
+    assert "torch" not in answer.stderr
+    assert min(runs) < 1.0  # 0.5 s on an idle machine; the suite's is not
+
+
+def test_identity_is_what_determines_the_weights():
+    base = identity_of(composed("stage=diffusion_residual"))
+    same = ["runtime.device=cpu", "runtime.threads=2", "store=elsewhere", "logger=none", "callbacks.progress.every=7",
+            "stage.requires.optimizer.lr=0.004", "dataset.time_step=0.050"]  # fmt: skip
+    assert all(identity_of(composed("stage=diffusion_residual", key)).digest == base.digest for key in same)
+    other = ["seed=1", "model.width=16", "dataset.nu=0.01", "stage.requires.steps=7", "stage.sigma=[0.02,10]"]
+    digests = {identity_of(composed("stage=diffusion_residual", key)).digest for key in other}
+    assert len(digests | {base.digest}) == len(other) + 1
+
+
+def test_a_required_stage_is_the_same_entry_as_the_stage_alone():
+    chain = identity_of(composed("stage=consistency_distill")).chain()
+    assert [each.digest for each in chain] == [identity_of(composed(f"stage={name}")).digest for name in STAGES]
+
+
+def test_canonical_numbers():
+    assert canonical({"a": [1.0, 2], "b": 0.5, "c": True}) == {"a": [1, 2], "b": 0.5, "c": True}

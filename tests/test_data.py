@@ -1,0 +1,242 @@
+"""The equation's solvers, the generator and the reader, against an exact solution and files of other people's."""
+
+import math
+import multiprocessing
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, foreign
+
+from ups.data.batches import batch_at
+from ups.data.exact import cole_hopf
+from ups.data.generator import Burgers
+from ups.data.initial_conditions import cell_centres, random_sinusoids
+from ups.data.pdebench import PDEBenchBurgers
+from ups.data.solver import finite_volume, solve, spectral
+from ups.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def initial(points: int) -> torch.Tensor:
+    return random_sinusoids(3, points, torch.Generator().manual_seed(3))
+
+
+def nrmse(field: torch.Tensor, truth: torch.Tensor) -> float:
+    return float(((field - truth).square().mean(-1) / truth.square().mean(-1)).sqrt().mean())
+
+
+def generator_settings(**changed):
+    return dict(
+        nu=0.01, train=6, validation=5, test=4, seed=0, solver_points=128, points=32, shifts=2, frames=5,
+        time_step=0.05, initial_frame=1, rollout_steps=3,
+    ) | changed  # fmt: skip
+
+
+def test_exact_solution_satisfies_the_equation():
+    """By finite differences of the quadrature itself: u_t + u u_x = kappa u_xx."""
+    kappa, h = 0.01, 1e-3
+    x = torch.linspace(0.1, 0.9, 9).double()
+    at = lambda time, shift: cole_hopf(initial(1024), kappa, [time], x + shift)[:, 0]
+    u = at(0.3, 0.0)
+    u_t = (at(0.3 + h, 0.0) - at(0.3 - h, 0.0)) / (2 * h)
+    u_x = (at(0.3, h) - at(0.3, -h)) / (2 * h)
+    u_xx = (at(0.3, h) - 2 * u + at(0.3, -h)) / h**2
+    # The bound is of the differences, which a derivative of order 30^3 meets with h^2.
+    assert (u_t + u * u_x - kappa * u_xx).abs().max() < 0.02 * u_t.abs().max()
+
+
+@pytest.mark.parametrize("nu", [0.01, 0.1, 1.0])
+def test_spectral_solver_is_exact_where_it_is_chosen(nu):
+    kappa, times = nu / math.pi, [0.0, 0.5, 1.0]
+    truth = cole_hopf(initial(1024), kappa, times[1:], cell_centres(256))
+    assert nrmse(spectral(initial(256), kappa, times)[:, 1:], truth) < 1e-4
+
+
+def test_finite_volumes_converge_with_second_order():
+    kappa, times = 0.01 / math.pi, [0.0, 0.5]
+    truth = cole_hopf(initial(2048), kappa, times[1:], cell_centres(512)[::8])
+    errors = []
+    for points in (128, 256, 512):
+        u = finite_volume(initial(points), kappa, times)[:, 1:]
+        offset = cole_hopf(initial(2048), kappa, times[1:], cell_centres(points)[:: points // 64])
+        errors.append(nrmse(u[..., :: points // 64], offset))
+    orders = [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    assert min(orders) > 1.7 and errors[-1] < 1e-3, (orders, errors, truth.shape)
+
+
+@pytest.mark.parametrize("method", [finite_volume, spectral])
+def test_solvers_conserve_the_mean(method):
+    u = initial(128)
+    advanced = method(u, 0.01, [0.0, 0.4])[:, -1]
+    assert torch.allclose(advanced.mean(-1), u.mean(-1), atol=1e-12)
+
+
+@pytest.mark.parametrize(("nu", "bound"), [("0.001", 3e-4), ("0.01", 2e-4)])
+def test_solver_agrees_with_pdebench_files(nu, bound):
+    """Their trajectories solved again from their own first frame."""
+    with h5py.File(foreign(f"1D_Burgers_Sols_Nu{nu}_n16.hdf5")) as file:
+        reference = torch.from_numpy(file["tensor"][:2, ::25])
+    u = solve(reference[:, 0], float(nu) / math.pi, [0.25 * k for k in range(9)])
+    assert nrmse(u[:, 1:], reference[:, 1:]) < bound * 5
+
+
+def test_exact_solution_agrees_with_deepxde():
+    """Their interval is [-1, 1]: x = 2 y - 1, so the viscosity is 0.01/pi / 4 and the speed u / 2 on ours."""
+    data = np.load(foreign("deepxde_Burgers.npz"))
+    y = (torch.from_numpy(data["x"]).flatten().double() + 1) / 2
+    times = torch.from_numpy(data["t"]).flatten().double()
+    usol = torch.from_numpy(data["usol"]).double()
+    usol = usol if usol.shape[0] == len(times) else usol.T
+    chosen = [len(times) // 4, len(times) // 2]
+    u0 = -torch.sin(math.pi * (2 * cell_centres(2048) - 1))[None]
+    u = 2 * cole_hopf(u0 / 2, 0.01 / math.pi / 4, times[chosen].tolist(), y)[0]
+    assert nrmse(u, usol[chosen]) < 5e-3
+
+
+def test_generator_caches_and_splits_are_disjoint(tmp_path):
+    splits = Burgers(**generator_settings()).load(tmp_path, CPU)
+    assert splits.train.u.shape == (12, 5, 32)  # six trajectories on two interleaved grids
+    first = [split.u[:, 0] for split in (splits.train, splits.validation, splits.test)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        distance = torch.cdist(first[a], first[b]).min()
+        assert distance > 1e-3, "two splits share an initial condition"
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("burgers/*.safetensors")}
+    again = Burgers(**generator_settings()).load(tmp_path, CPU)
+    assert torch.equal(again.train.u, splits.train.u)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("burgers/*.safetensors")}
+    assert len(files) == 3
+
+
+def test_a_larger_test_set_generates_only_itself(tmp_path):
+    Burgers(**generator_settings()).load(tmp_path, CPU)
+    Burgers(**generator_settings(test=7)).load(tmp_path, CPU)
+    assert len(list(tmp_path.glob("burgers/*.safetensors"))) == 4
+
+
+def _generate(folder, queue):
+    queue.put(float(Burgers(**generator_settings(train=24)).load(folder, CPU).train.u.sum()))
+
+
+def test_two_generators_of_one_cache_agree(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    runs = [context.Process(target=_generate, args=(tmp_path, queue)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    sums = [queue.get(timeout=100) for _ in runs]
+    for run in runs:
+        run.join(10)
+    assert sums[0] == sums[1]
+    assert len(list(tmp_path.glob("burgers/train*.safetensors"))) == 1
+    assert not list(tmp_path.glob("burgers/*partial*"))
+
+
+def test_batches_depend_on_seed_and_step_alone(tmp_path):
+    data = Burgers(**generator_settings()).load(tmp_path, CPU).train
+    torch.manual_seed(1)
+    a = batch_at(data, 4, 2, seed=0, step=7)
+    torch.manual_seed(2)
+    b = batch_at(data, 4, 2, seed=0, step=7)
+    assert torch.equal(a.u, b.u) and torch.equal(a.normal(a.u), b.normal(b.u))
+    assert not torch.equal(a.u, batch_at(data, 4, 2, seed=0, step=8).u)
+    assert not torch.equal(a.u, batch_at(data, 4, 2, seed=1, step=7).u)
+
+
+def test_reflection_is_a_symmetry_of_the_equation():
+    u = initial(256)
+    reflected = lambda v: -v.flip(-1)
+    kappa = 0.01
+    assert torch.allclose(spectral(reflected(u), kappa, [0.0, 0.3])[:, -1],
+                          reflected(spectral(u, kappa, [0.0, 0.3])[:, -1]), atol=1e-9)  # fmt: skip
+
+
+def write_hdf5(path, samples=12, frames=11, points=32, nu=0.01, **changed):
+    content = {
+        "tensor": np.random.default_rng(0).normal(size=(samples, frames, points)).astype("float32"),
+        "x-coordinate": ((np.arange(points) + 0.5) / points).astype("float32"),
+        "t-coordinate": (np.arange(frames + 1) * 0.01).astype("float32"),
+    } | changed
+    with h5py.File(path, "w") as file:
+        for key, value in content.items():
+            if value is not None:
+                file[key] = value
+        if nu is not None:
+            file.attrs["Nu"] = nu
+    return path
+
+
+def reader(path, **changed):
+    settings = dict(path=str(path), test=4, validation=3, train=None, space_stride=4, time_stride=5, shifts=1,
+                    initial_frame=0, rollout_steps=2)  # fmt: skip
+    return PDEBenchBurgers(**settings | changed)
+
+
+def test_pdebench_reader_strides_and_splits(tmp_path):
+    path = write_hdf5(tmp_path / "a.hdf5")
+    with h5py.File(path) as file:
+        full = torch.from_numpy(file["tensor"][:])
+    splits = reader(path, shifts=2).load(tmp_path, CPU)
+    assert torch.equal(splits.test.u, full[:4, ::5, ::4])
+    assert torch.equal(splits.validation.u, full[4:7, ::5, ::4])
+    assert torch.equal(splits.train.u, torch.cat((full[7:, ::5, ::4], full[7:, ::5, 1::4])))
+    assert splits.train.time_step == pytest.approx(0.05) and splits.train.nu.unique().item() == pytest.approx(0.01)
+
+
+BAD_FILES = {
+    "not HDF5": (lambda path: path.write_text("hello"), "not a readable HDF5 file"),
+    "truncated": (lambda path: (write_hdf5(path), path.write_bytes(path.read_bytes()[:900])), "not a readable HDF5"),
+    "missing key": (lambda path: write_hdf5(path, **{"x-coordinate": None}), "lacks x-coordinate"),
+    "no viscosity": (lambda path: write_hdf5(path, nu=None), "lacks the attribute Nu"),
+    "negative viscosity": (lambda path: write_hdf5(path, nu=-1.0), "must be positive"),
+    "wrong rank": (lambda path: write_hdf5(path, tensor=np.zeros((4, 32), "float32")), "must be (samples"),
+    "integers": (lambda path: write_hdf5(path, tensor=np.zeros((12, 11, 32), "int32")), "of floats"),
+    "wrong length": (lambda path: write_hdf5(path, **{"x-coordinate": np.linspace(0, 5, 32)}), "the length 1"),
+    "coordinates of another grid": (lambda path: write_hdf5(path, **{"x-coordinate": np.zeros(9)}), "do not fit"),
+    "NaN": (lambda path: write_hdf5(path, tensor=np.full((12, 11, 32), np.nan, "float32")), "holds NaN"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_pdebench_reader_says_what_is_wrong(fault, tmp_path):
+    make, message = BAD_FILES[fault]
+    path = tmp_path / "bad.hdf5"
+    make(path)
+    with pytest.raises(UserError) as error:
+        reader(path).load(tmp_path, CPU)
+    assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pdebench_reader_wants_enough_trajectories(tmp_path):
+    path = write_hdf5(tmp_path / "a.hdf5")
+    with pytest.raises(UserError, match=r"dataset\.test=12"):
+        reader(path, test=12).load(tmp_path, CPU)
+    assert len(reader(path, test=1000).load_test(tmp_path, CPU)) == 12
+
+
+@pytest.mark.slow
+def test_pdebench_reader_memory_on_a_file_of_8_gigabytes(tmp_path):
+    """A sparse file of the published shape: chunks that were never written read as zeros."""
+    path = tmp_path / "big.hdf5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("tensor", (10000, 201, 1024), "float32", chunks=(1, 201, 1024))
+        file["tensor"][0] = 1.0
+        file["x-coordinate"] = (np.arange(1024) + 0.5) / 1024
+        file["t-coordinate"] = np.arange(202) * 0.01
+        file.attrs["Nu"] = 0.001
+    script = (
+        "import resource, sys, torch; from pathlib import Path\n"
+        "from ups.data.pdebench import PDEBenchBurgers\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        f"dataset = PDEBenchBurgers({str(path)!r}, 1000, 64, None, 4, 5, 1, 9, 31)\n"
+        "before = peak(); splits = dataset.load(Path('.'), torch.device('cpu'))\n"
+        "size = sum(s.u.nbytes for s in (splits.train, splits.validation, splits.test)) / 2**20\n"
+        "print(peak() - before - size)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    beside = float(answer.stdout)
+    assert beside < 200, f"{beside:.0f} MB beside the strided data"

@@ -1,0 +1,109 @@
+"""Networks: shapes, symmetries, and what the flux form guarantees."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from ups.models.conservative_step import ConservativeStep
+from ups.models.corrector import Corrector, scaled_without_mean
+from ups.models.dilresnet import DilatedResNet
+from ups.models.latent_operator import LatentOperator
+
+NETWORKS = {
+    "dilresnet": partial(DilatedResNet, width=8, kernel=5, dilations=[1, 2, 4]),
+    "latent_operator": partial(LatentOperator, patch=4, width=16, blocks=2, heads=2),
+}
+
+
+def random_weights(module: torch.nn.Module) -> torch.nn.Module:
+    """The last layers start at zero, which would make every test of a network true."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture(params=NETWORKS)
+def step(request):
+    return random_weights(ConservativeStep(NETWORKS[request.param](in_channels=1, out_channels=1, condition=2)))
+
+
+def fields(points=64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, points, generator=generator) + torch.tensor([[0.0], [0.5], [-2.0]])
+
+
+NU = torch.tensor([0.001, 0.01, 0.1])
+
+
+@torch.no_grad()
+def test_untrained_step_moves_nothing_but_the_frame(step):
+    fresh = ConservativeStep(NETWORKS["dilresnet"](in_channels=1, out_channels=1, condition=2))
+    u = fields()
+    u = u - u.mean(-1, keepdim=True)
+    assert torch.allclose(fresh(u, NU, 0.05), u, atol=1e-6)
+    assert not torch.allclose(step(u, NU, 0.05), u, atol=1e-2)
+
+
+@torch.no_grad()
+def test_step_conserves_the_sum(step):
+    u = fields()
+    assert torch.allclose(step(u, NU, 0.05).mean(-1), u.mean(-1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_step_is_galilean_invariant(step):
+    """u + c with c of two cells a step: the answer moves by two cells and gains c."""
+    u, cells = fields(), 2
+    c = cells / (0.05 * u.shape[-1])
+    assert torch.allclose(step(u + c, NU, 0.05), step(u, NU, 0.05).roll(cells, -1) + c, atol=1e-4)
+
+
+@torch.no_grad()
+def test_step_is_periodic(step):
+    """A shift by a patch (a cell for the convolutions) commutes with the step."""
+    u = fields()
+    assert torch.allclose(step(u.roll(4, -1), NU, 0.05), step(u, NU, 0.05).roll(4, -1), atol=1e-4)
+
+
+@torch.no_grad()
+def test_step_sees_nu_and_the_time_step(step):
+    u = fields()
+    base = step(u, NU, 0.05)
+    assert (step(u, NU * 10, 0.05) - base).abs().max() > 1e-4
+    assert (step(u, NU, 0.1) - base).abs().max() > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("points", [16, 32, 128])
+def test_networks_take_other_resolutions(step, points):
+    assert step(fields(points), NU, 0.05).shape == (3, points)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_gradients_everywhere(name):
+    network = random_weights(NETWORKS[name](in_channels=2, out_channels=3, condition=2)).train()
+    network(torch.randn(2, 2, 32), torch.randn(2, 2)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="kernel=4 must be odd"):
+        DilatedResNet(1, 1, 2, width=8, kernel=4, dilations=[1])
+    with pytest.raises(ValueError, match="multiple of heads"):
+        LatentOperator(1, 1, 2, patch=4, width=10, blocks=1, heads=4)
+    with pytest.raises(ValueError, match="must divide"):
+        LatentOperator(1, 1, 2, patch=5, width=8, blocks=1, heads=2)(torch.zeros(1, 1, 32), torch.zeros(1, 2))
+
+
+@torch.no_grad()
+def test_corrector_conserves_and_is_a_consistency_function():
+    corrector = random_weights(Corrector(NETWORKS["dilresnet"], sigma_min=0.02))
+    u, prediction = fields(), fields().roll(1, -1)
+    mean, scale = corrector.moments(u, prediction, NU, 0.05)
+    assert (scale > 0).all() and mean.sum(-1).abs().max() < 1e-4
+    assert scaled_without_mean(torch.randn(3, 64), scale).sum(-1).abs().max() < 1e-4
+    z, sigma = torch.randn(3, 64), torch.full((3, 1), 0.02)
+    assert torch.allclose(corrector.denoise(z, sigma, u, prediction, scale, NU, 0.05), z)
+    assert not torch.allclose(corrector.denoise(z, 10 * sigma, u, prediction, scale, NU, 0.05), z, atol=1e-2)

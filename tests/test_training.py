@@ -1,0 +1,225 @@
+"""The loop, the store and the stages' losses, on a problem of a few seconds."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+
+from ups.callbacks.callback import Callback
+from ups.callbacks.checkpoint import Checkpoint
+from ups.data.batches import batch_at
+from ups.data.generator import Burgers
+from ups.data.trajectories import Splits
+from ups.errors import Interrupted, UserError
+from ups.models.dilresnet import DilatedResNet
+from ups.stages.consistency_distill import ConsistencyDistill
+from ups.stages.diffusion_residual import DiffusionResidual, heun_step
+from ups.stages.operator import Operator
+from ups.stages.stage import relative_l2
+from ups.training.identity import from_content
+from ups.training.loop import LoopSettings, Training, train
+from ups.training.optimizer import OptimizerSettings, learning_rate
+from ups.training.runtime import set_up
+from ups.training.store import Entry
+
+RUNTIME = set_up("cpu", 1)
+NETWORK = partial(DilatedResNet, width=8, kernel=3, dilations=[1, 2])
+OPTIMIZER = OptimizerSettings(lr=3e-3, warmup=0.1, betas=[0.9, 0.99], weight_decay=0.0, clip=1.0, average=0.9)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    dataset = Burgers(nu=0.01, train=16, validation=4, test=4, seed=0, solver_points=64, points=32, shifts=1,
+                      frames=8, time_step=0.05, initial_frame=2, rollout_steps=5)  # fmt: skip
+    splits = dataset.load(tmp_path_factory.mktemp("data"), torch.device("cpu"))
+    return Splits(splits.train, splits.validation.window(2, 5), splits.test.window(2, 5))
+
+
+def operator(unroll=1, noise=(0.0, 0.0)):
+    torch.manual_seed(0)
+    return Operator(NETWORK, None, unroll, list(noise))
+
+
+def diffusion():
+    torch.manual_seed(0)
+    return DiffusionResidual(NETWORK, operator(), [0.02, 20.0], [-0.4, 1.2], 5, 2)
+
+
+def student(evaluations=1):
+    return ConsistencyDistill(diffusion(), levels=6, evaluations_per_step=evaluations, members=2)
+
+
+STAGES = {"operator": operator, "diffusion_residual": diffusion, "consistency_distill": student}
+
+
+def training(stage, data, folder, steps=20, evaluations=2):
+    content = {"stage": {"name": "any", "requires": None, "steps": steps}}
+    settings = LoopSettings("any", steps, 4, evaluations, OPTIMIZER, seed=0)
+    return Training(stage, settings, data, Entry(folder, from_content(content)))
+
+
+class StopAt(Callback):
+    """As if the process were told to end after this step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, training):
+        import os
+        import signal
+
+        if training.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(name, data, tmp_path):
+    whole = training(STAGES[name](), data, tmp_path / "whole")
+    train(whole, [Checkpoint(every=5)], RUNTIME)
+
+    first = training(STAGES[name](), data, tmp_path / "parts")
+    with pytest.raises(Interrupted) as stop:
+        train(first, [StopAt(13), Checkpoint(every=5)], RUNTIME)
+    assert stop.value.exit_code == 143
+    second = training(STAGES[name](), data, tmp_path / "parts")
+    second.load_state(second.entry.load_state())
+    assert second.step == 13
+    train(second, [Checkpoint(every=5)], RUNTIME)
+
+    assert second.best == whole.best
+    for tensor, other in zip(whole.average.network.state_dict().values(),
+                             second.average.network.state_dict().values(), strict=True):  # fmt: skip
+        assert torch.equal(tensor, other)
+
+
+def test_a_torn_state_is_set_aside_for_the_one_before(data, tmp_path, capsys):
+    run = training(operator(), data, tmp_path)
+    train(run, [Checkpoint(every=5)], RUNTIME)
+    state = run.entry.path / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert run.entry.load_state()["step"] == 15
+    assert "set aside" in capsys.readouterr().out and (run.entry.path / "state.damaged").exists()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_training_lowers_the_loss(name, data, tmp_path):
+    run = training(STAGES[name](), data, tmp_path, steps=150, evaluations=1)
+    held_out = [batch_at(data.train, 16, run.stage.frames_per_sample - 1, seed, 10**6) for seed in range(4)]
+    mean_loss = lambda: sum(float(run.stage.loss(batch)[0].detach()) for batch in held_out) / 4
+    before = mean_loss()
+    held_out = [batch_at(data.train, 16, run.stage.frames_per_sample - 1, seed, 10**6) for seed in range(4)]
+    train(run, [], RUNTIME)
+    assert mean_loss() < before - 0.02 * abs(before)
+
+
+def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(data, tmp_path):
+    run = training(operator(), data, tmp_path, steps=20, evaluations=4)
+    scores = iter([0.5, 0.2, 0.4, float("nan")])
+    weights = []
+    original = run.stage.evaluate
+
+    def evaluate(window):
+        weights.append({key: value.clone() for key, value in run.stage.network.state_dict().items()})
+        return original(window) | {"rollout_nrmse": next(scores)}
+
+    run.stage.evaluate = evaluate
+    train(run, [], RUNTIME)
+    assert run.best["rollout_nrmse"] == 0.2 and run.best["step"] == 10
+    assert all(torch.equal(value, weights[1][key]) for key, value in run.stage.network.state_dict().items())
+
+
+def test_a_nonfinite_loss_stops_before_the_optimizer(data, tmp_path):
+    run = training(operator(), data, tmp_path)
+    before = {key: value.clone() for key, value in run.stage.network.state_dict().items()}
+    run.stage.loss = lambda batch: (sum(p.sum() for p in run.stage.network.parameters()) * float("nan"), {})
+    with pytest.raises(UserError, match="step 0"):
+        train(run, [], RUNTIME)
+    assert all(torch.equal(value, before[key]) for key, value in run.stage.network.state_dict().items())
+
+
+def test_an_exact_prediction_has_a_finite_gradient():
+    u = torch.full((2, 8), 0.5, requires_grad=True)
+    relative_l2(u, u.detach().clone()).sum().backward()
+    assert torch.isfinite(u.grad).all()
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(OPTIMIZER, step, 100) for step in range(100)]
+    assert rates.index(max(rates)) == 9 and max(rates) == pytest.approx(3e-3)
+    assert rates[0] < 1e-3 and rates[-1] < 1e-5
+
+
+def test_unrolled_loss_sees_the_later_steps(data):
+    batch = batch_at(data.train, 8, 3, 0, 0)
+    loss, terms = operator(unroll=3).loss(batch)
+    assert float(loss) > 1.2 * float(terms["one_step_loss"])
+
+
+def test_input_noise_changes_the_inputs_alone(data):
+    clean, noisy = (operator(noise=noise).loss(batch_at(data.train, 8, 1, 0, 0))[0] for noise in ((0, 0), (0.1, 0.2)))
+    assert not torch.equal(clean, noisy)
+
+
+def test_heun_steps_follow_the_probability_flow():
+    """Data of one standard normal: D(z) = z / (1 + sigma^2), and z / sqrt(1 + sigma^2) is constant on a path."""
+    denoise = lambda z, sigma: z / (1 + sigma**2)
+    z, levels = torch.randn(5, 7, dtype=torch.float64), torch.linspace(5, 0.02, 200, dtype=torch.float64)
+    start = z / (1 + levels[0] ** 2).sqrt()
+    for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
+        z = heun_step(denoise, z, sigma, lower)
+    assert torch.allclose(z / (1 + levels[-1] ** 2).sqrt(), start, atol=1e-3)
+
+
+def test_members_of_the_diffusion_differ(data):
+    stage, window = diffusion(), data.validation
+    step = lambda seed: stage.step(window.u[:, 0], window.nu, 0.05, torch.Generator().manual_seed(seed))
+    assert not torch.equal(step(0), step(1)) and torch.equal(step(0), step(0))
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_student_needs_as_many_evaluations_as_it_says(evaluations, data):
+    stage, window, calls = student(evaluations), data.validation, []
+    original = stage.network.denoise
+    stage.network.denoise = lambda *arguments: calls.append(1) or original(*arguments)
+    stage.step(window.u[:, 0], window.nu, 0.05, torch.Generator().manual_seed(0))
+    assert len(calls) == evaluations
+
+
+def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):
+    """Answering zero for every noise, the collapse of the system before, costs more than the teacher's own answer."""
+    teacher = diffusion()
+    train(training(teacher, data, tmp_path, steps=200, evaluations=1), [], RUNTIME)
+    stage = ConsistencyDistill(teacher, levels=6, evaluations_per_step=1, members=2)
+    batches = lambda: [batch_at(data.train, 32, 1, 5, step) for step in range(8)]
+    own = sum(float(stage.loss(batch)[0]) for batch in batches())
+    network = stage.network
+    denoise = network.denoise
+    # Zero wherever the boundary condition allows it: the point itself at sigma_min, zero above.
+    network.denoise = lambda z, sigma, *context: torch.where(
+        sigma <= stage.sigma_min * 1.001, z, 0 * denoise(z, sigma, *context)
+    )
+    zero = sum(float(stage.loss(batch)[0]) for batch in batches())
+    assert own < 0.9 * zero
+
+
+def test_the_student_leaves_its_teacher_alone(data, tmp_path):
+    stage = student()
+    before = {key: value.clone() for key, value in stage.teacher.network.state_dict().items()}
+    moments = {key: value.clone() for key, value in stage.network.moments_network.state_dict().items()}
+    train(training(stage, data, tmp_path), [], RUNTIME)
+    assert all(torch.equal(value, before[key]) for key, value in stage.teacher.network.state_dict().items())
+    assert all(torch.equal(value, moments[key]) for key, value in stage.network.moments_network.state_dict().items())
+
+
+def test_store_names_what_sets_an_entry_apart(tmp_path):
+    content = {"stage": {"name": "operator", "requires": None, "steps": 5}, "seed": 0}
+    entry = Entry(tmp_path, from_content(content))
+    assert entry.why_new() == f"no operator in {tmp_path}"
+    entry.save_best(torch.nn.Linear(2, 2))
+    entry.finish({"score": 1})
+    changed = Entry(tmp_path, from_content(content | {"seed": 3}))
+    assert changed.why_new() == "seed: 0 -> 3"
+    assert json.loads((entry.path / "identity.json").read_text()) == content
+    with pytest.raises(UserError, match="does not fit"):
+        entry.load_best(torch.nn.Linear(3, 3))
