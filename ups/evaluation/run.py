@@ -40,7 +40,8 @@ def run_evaluation(cfg: DictConfig) -> float:
         raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
     members = cfg.members or stage.members
 
-    node = cfg.dataset if cfg.dataset is not None else OmegaConf.create(identity.content["dataset"])
+    # A group that is null in the defaults list leaves no key.
+    node = cfg.dataset if "dataset" in cfg else OmegaConf.create(identity.content["dataset"])
     dataset = build(node, "dataset")
     initial_frame = dataset.initial_frame if cfg.initial_frame is None else cfg.initial_frame
     rollout_steps = dataset.rollout_steps if cfg.rollout_steps is None else cfg.rollout_steps

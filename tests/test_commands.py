@@ -1,0 +1,199 @@
+"""The scripts as a user runs them: results, logs read back, sweeps, signals, figures."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import wandb_log
+from conftest import ROOT, SMALL, clean_environment, foreign
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("operator", "diffusion_residual", "consistency_distill")
+
+
+def run_folders(tmp_path: Path) -> list[Path]:
+    return sorted(path.parent for path in tmp_path.rglob("result.json") if "store" not in path.parts)
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
+    answer = command("train.py", "stage=consistency_distill", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    (folder,) = run_folders(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert [(line["stage"], line["action"]) for line in result["plan"]] == [(name, "trained") for name in STAGES]
+    assert result["stage"] == "consistency_distill" and result["seed"] == 0
+    assert result["score"] == result["metrics"]["validation"]["rollout_nrmse"] > 0
+    assert (tmp_path / result["checkpoint"] / "weights.safetensors").exists()
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}_{kind}.png" for name in STAGES for kind in ("space_time", "error", "spectrum")
+    }
+    assert answer.stderr.count("wandb: offline") == 1 and "wandb sync" in answer.stderr
+
+    # What W&B's own log holds is what the CSV file holds: the first step, every second one, and each evaluation.
+    run = wandb_log.read(folder)
+    assert run.exit_code == 0 and not run.set_step
+    rows = metrics_of(folder)
+    for name in STAGES:
+        for metric in ("loss", "lr", "grad_norm", "samples_per_second"):
+            points = sorted(run.points(f"training/{name}/{metric}"))
+            evaluated = {3, 6} if name == STAGES[-1] else set(range(1, 7))
+            assert [x for x, _ in points] == sorted({1, 2, 4, 6} | evaluated), (name, metric)
+            written = [
+                (float(row[f"training/{name}/step"]), float(row[f"training/{name}/{metric}"]))
+                for row in rows if row[f"training/{name}/step"]
+            ]  # fmt: skip
+            assert points == [(x, pytest.approx(y)) for x, y in written]
+        assert {x for x, _ in run.points(f"evaluation/{name}/rollout_nrmse")} == evaluated
+        defined = [run.order.index(f"define {glob}") for glob in (f"training/{name}/step", f"training/{name}/*")]
+        first = next(k for k, event in enumerate(run.order) if event.startswith("log ") and f"/{name}/" in event)
+        assert defined[0] < defined[1] < first
+    figures = {key.rpartition("/")[0] for row in run.rows for key in row if key.startswith("figures/")}
+    assert len(figures) == 9
+
+    # The same command again finds everything and starts no tracker.
+    started = time.monotonic()
+    again = command("train.py", "stage=consistency_distill", *SMALL)
+    assert time.monotonic() - started < 10 and again.returncode == 0
+    second = json.loads((run_folders(tmp_path)[-1] / "result.json").read_text())
+    assert {line["action"] for line in second["plan"]} == {"found"}
+    assert second["score"] == result["score"] and "operator 6/6" not in again.stderr
+
+
+def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
+    answer = command("train.py", "-m", "stage=operator,diffusion_residual", "logger=none", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    actions = [json.loads((folder / "result.json").read_text())["plan"] for folder in run_folders(tmp_path)]
+    assert [[line["action"] for line in plan] for plan in actions] == [["trained"], ["found", "trained"]]
+
+
+def test_two_same_commands_at_once_train_once(tmp_path, cache):
+    arguments = [sys.executable, str(ROOT / "train.py"), "logger=none", f"cache={cache}", *SMALL, "budget.operator=30"]
+    runs = [
+        subprocess.Popen(arguments, cwd=tmp_path, env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    errors = [run.communicate(timeout=100)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    actions = [json.loads((folder / "result.json").read_text())["plan"][0]["action"] for folder in run_folders(tmp_path)]
+    assert sorted(actions) == ["found", "trained"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_same_command_goes_on(number, code, command, tmp_path, cache):
+    overrides = ["logger=wandb", *SMALL, "budget.operator=4000", "stage.evaluations=1"]
+    run = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={cache}"], cwd=tmp_path, text=True,
+        env=clean_environment(tmp_path), stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(600):
+        time.sleep(0.1)
+        rows = [row for path in tmp_path.rglob("metrics.csv") for row in metrics_of(path.parent)]
+        if len(rows) > 3:
+            break
+    run.send_signal(number)
+    error = run.communicate(timeout=30)[1]
+    assert run.returncode == code, error
+    assert "the same command goes on from there" in error and "Traceback" not in error
+    (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
+    assert wandb_log.read(folder).exit_code == 1
+    (state,) = tmp_path.glob("store/operator-*/state.pt")
+    step = torch.load(state, weights_only=True)["step"]
+    assert 0 < step < 4000
+    assert str(step) in error
+
+
+def test_an_error_in_training_finishes_the_loggers(command, tmp_path):
+    answer = command("train.py", *SMALL, "stage.optimizer.lr=1e30", "stage.optimizer.warmup=0")
+    assert answer.returncode == 1 and "Traceback" not in answer.stderr
+    assert re.search(r"error: operator: loss .* at step \d", answer.stderr)
+    (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
+    assert wandb_log.read(folder).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("loggers", "tracked"), [("none", False), ("csv", False), ("[wandb,csv]", True)], ids=["none", "csv", "both"]
+)
+def test_metrics_csv_is_written_whatever_the_logger(loggers, tracked, command, tmp_path):
+    answer = command("train.py", f"logger={loggers}", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    (folder,) = run_folders(tmp_path)
+    assert [row["training/operator/step"] for row in metrics_of(folder)] == ["1", "2", "3", "4", "6"]
+    assert (folder / "wandb").exists() == tracked
+
+
+def test_an_unreachable_server_does_not_stop_a_training(command, tmp_path):
+    answer = command(
+        "train.py", *SMALL, "logger.wandb.init_timeout=3", WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9"
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "wandb: offline" in answer.stderr
+    (folder,) = run_folders(tmp_path)
+    assert len(metrics_of(folder)) == 5
+
+
+def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
+    assert command("train.py", "stage=diffusion_residual", "logger=none", *SMALL).returncode == 0
+    for name in STAGES[:2]:
+        (checkpoint,) = (tmp_path / "store").glob(f"{name}-*/")
+        answer = command("evaluate.py", f"checkpoint={checkpoint}", f"cache={tmp_path / 'cache'}", "rollout_steps=5")
+        assert answer.returncode == 0, answer.stderr
+        folder = max(tmp_path.rglob("metrics.json"), key=lambda path: path.stat().st_mtime).parent
+        metrics = json.loads((folder / "metrics.json").read_text())
+        expected = {"rmse", "nrmse", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid", "frmse_high",
+                    "one_step_nrmse", "nrmse_per_frame"}  # fmt: skip
+        for scores in (metrics, metrics["baselines"]["persistence"], metrics["baselines"]["solver"]):
+            assert expected <= set(scores) and len(scores["nrmse_per_frame"]) == 5
+        assert metrics["trajectories"] == 8 and metrics["seconds"] > 0
+        corrector = {"members", "crps", "spread_skill", "evaluations_per_step"}
+        assert (corrector <= set(metrics)) == (name == "diffusion_residual")
+        assert "persistence" in answer.stdout and len(list((folder / "figures").iterdir())) == 3
+
+
+def test_evaluate_reads_files_of_others(command, tmp_path):
+    path = foreign("1D_Burgers_Sols_Nu0.01_n16.hdf5")
+    assert command("train.py", "logger=none", *SMALL).returncode == 0
+    (checkpoint,) = (tmp_path / "store").glob("operator-*/")
+    answer = command("evaluate.py", f"checkpoint={checkpoint}", "dataset=pdebench_burgers", f"dataset.path={path}")
+    assert answer.returncode == 0, answer.stderr
+    (file,) = tmp_path.rglob("metrics.json")
+    metrics = json.loads(file.read_text())
+    assert metrics["trajectories"] == 16 and len(metrics["nrmse_per_frame"]) == 31
+    assert metrics["baselines"]["solver"]["nrmse"] < 1e-3 < 0.3 < metrics["baselines"]["persistence"]["nrmse"]
+
+
+def test_evaluate_says_what_is_missing(command, tmp_path):
+    answer = command("evaluate.py", "checkpoint=nowhere")
+    assert answer.returncode == 1 and answer.stderr.strip().splitlines()[-1].startswith("error: checkpoint=nowhere")
+    assert command("train.py", "stage=diffusion_residual", "logger=none", *SMALL).returncode == 0
+    (operator,) = (tmp_path / "store").glob("operator-*/")
+    os.rename(operator, tmp_path / "elsewhere")
+    (corrector,) = (tmp_path / "store").glob("diffusion_residual-*/")
+    answer = command("evaluate.py", f"checkpoint={corrector}")
+    assert answer.returncode == 1 and f"store/{operator.name} is missing" in answer.stderr
+
+
+def test_training_on_pdebench_files(command, tmp_path):
+    path = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
+    small = ["dataset=pdebench_burgers", f"dataset.path={path}", "dataset.test=4", "dataset.validation=4"]
+    answer = command("train.py", *small, "budget.operator=4", "stage.evaluations=1", "logger=none", "runtime.threads=1")
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("model", ["latent_operator", "dilresnet"])
+def test_every_model_trains_with_every_setting_of_the_runtime(model, command, tmp_path):
+    answer = command("train.py", f"model={model}", "runtime.precision=bfloat16", "logger=none", *SMALL)
+    assert answer.returncode == 0, answer.stderr
