@@ -88,7 +88,8 @@ def test_two_same_commands_at_once_train_once(tmp_path, cache):
     ]
     errors = [run.communicate(timeout=100)[1] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], errors
-    actions = [json.loads((folder / "result.json").read_text())["plan"][0]["action"] for folder in run_folders(tmp_path)]
+    plans = [json.loads((folder / "result.json").read_text())["plan"] for folder in run_folders(tmp_path)]
+    actions = [plan[0]["action"] for plan in plans]
     assert sorted(actions) == ["found", "trained"]
 
 

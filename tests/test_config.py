@@ -88,7 +88,7 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["stage=operatr"], "stage=operatr is not an option of the group stage: choose one of consistency_distill, "),
         (["modle=dilresnet"], "modle is not a key of the config: did you mean model?"),
         (["dataset=pdebench_burgers"], "dataset.path is not set: give dataset.path=VALUE"),
-        (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5", "logger=none"], "dataset.path=nowhere.hdf5: no such"),
+        (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5", "logger=none"], "dataset.path=nowhere.hdf5: no"),
         (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
         (["+model.foo=1", "logger=none", "experiment=smoke"], "got an unexpected keyword argument 'foo'"),
         (["experiment=null"], "a group takes the name of an option"),

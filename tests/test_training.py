@@ -1,5 +1,6 @@
 """The loop, the store and the stages' losses, on a problem of a few seconds."""
 
+import itertools
 import json
 from functools import partial
 
@@ -166,7 +167,7 @@ def test_heun_steps_follow_the_probability_flow():
     denoise = lambda z, sigma: z / (1 + sigma**2)
     z, levels = torch.randn(5, 7, dtype=torch.float64), torch.linspace(5, 0.02, 200, dtype=torch.float64)
     start = z / (1 + levels[0] ** 2).sqrt()
-    for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, lower in itertools.pairwise(levels):
         z = heun_step(denoise, z, sigma, lower)
     assert torch.allclose(z / (1 + levels[-1] ** 2).sqrt(), start, atol=1e-3)
 

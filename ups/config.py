@@ -1,4 +1,4 @@
-"""Everything about the composed config that needs no torch: its ranges, its errors, and the call that builds objects."""
+"""All about the composed config that needs no torch: its ranges, its errors, and the call that builds objects."""
 
 import difflib
 import re
@@ -19,7 +19,7 @@ class Rule:
     """What a value may be. `text` ends the sentence "KEY=VALUE must be ..."."""
 
     text: str
-    accepts: Callable[[Any], bool]
+    accepts: Callable[[Any], object]  # truthy or not
 
 
 def _is_int(value) -> bool:
@@ -70,7 +70,7 @@ RULES: dict[str, Rule] = {
     r"store|cache": TEXT,
     r"require": one_of("train", "found"),
     r"budget\.\w+": integer(1),
-    r"runtime\.device": Rule("auto, cpu, cuda or cuda:N", lambda v: bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(v)))),
+    r"runtime\.device": Rule("auto, cpu, cuda or cuda:N", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(v))),
     r"runtime\.precision": one_of("float32", "bfloat16"),
     r"runtime\.compile": BOOL,
     r"runtime\.threads": either(one_of("auto"), integer(1)),

@@ -38,7 +38,7 @@ def batch_at(data: Trajectories, size: int, steps: int, seed: int, step: int) ->
     """Windows of `steps` + 1 frames drawn uniformly, half of them reflected: v(x) = -u(-x) solves Burgers' too."""
     device = data.u.device
     generator = generator_of(device, seed, step)
-    draw = lambda high: torch.randint(high, (size,), generator=generator, device=device)  # noqa: E731
+    draw = lambda high: torch.randint(high, (size,), generator=generator, device=device)
     sample, frame = draw(len(data)), draw(data.u.shape[1] - steps)
     frames = frame[:, None] + torch.arange(steps + 1, device=device)
     u = data.u[sample[:, None], frames]

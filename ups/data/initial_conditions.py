@@ -23,7 +23,7 @@ def random_sinusoids(count: int, points: int, generator: torch.Generator) -> Ten
     is replaced by the absolute value, each gets a random sign, and a tenth is cut by a smooth window.
     """
     x = cell_centres(points)
-    draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    draw = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
 
     drawn = torch.randint(SLOTS, (count, 2), generator=generator)
     times_drawn = torch.nn.functional.one_hot(drawn, SLOTS).sum(1)

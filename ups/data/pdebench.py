@@ -41,7 +41,7 @@ class PDEBenchBurgers:
                         f"dataset.validation={self.validation} and dataset.train={self.train} want "
                         f"{max(last_train, first_train + 1)}; choose smaller ones"
                     )
-                read = lambda first, last, shifts, file=file: self._read(file, first, last, shifts)  # noqa: E731
+                read = lambda first, last, shifts, file=file: self._read(file, first, last, shifts)
                 parts["test"].append(read(0, self.test, 1))
                 parts["validation"].append(read(self.test, first_train, 1))
                 parts["train"].append(read(first_train, last_train, self.shifts))

@@ -7,6 +7,7 @@ diffusion exactly (integrating factor, RK4), so it is for viscosity that resolve
 Shapes: B batch, N points, T times.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -20,7 +21,7 @@ def finite_volume(u: Tensor, kappa: float, times: Sequence[float], on_time: Call
     """u: (B, N) cell values at times[0] -> (B, T, N). `on_time` is called after each time is reached."""
     dx = 1.0 / u.shape[-1]
     frames = [u]
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in itertools.pairwise(times):
         time = start
         while end - time > 1e-9:
             largest = max(float(u.abs().max()), 1e-12)
@@ -65,7 +66,7 @@ def spectral(u: Tensor, kappa: float, times: Sequence[float], on_time: Callable 
 
     frames = [u]
     hat = torch.fft.rfft(u)
-    for start, end in zip(times[:-1], times[1:], strict=True):
+    for start, end in itertools.pairwise(times):
         largest = max(float(frames[-1].abs().max()), 1e-12)
         # RK4 is stable up to 2.8 for a purely imaginary rate; the fastest kept mode turns at |u| k_max.
         count = math.ceil((end - start) * largest * 2 * math.pi * (points // 3) / 1.4)

@@ -48,7 +48,8 @@ def spectrum(prediction: Tensor, truth: Tensor, title: str) -> Figure:
         last = np.asarray(field[:, -1].cpu())
         amplitude = np.sqrt((np.abs(np.fft.rfft(last)) ** 2).mean(0)) / last.shape[-1]
         style = {"linestyle": "--"} if name == "surrogate" else {}
-        axis.loglog(np.arange(1, len(amplitude)), amplitude[1:], label=name, color=COLOURS.get(name, "#c0392b"), **style)
+        colour = COLOURS.get(name, "#c0392b")
+        axis.loglog(np.arange(1, len(amplitude)), amplitude[1:], label=name, color=colour, **style)
     axis.set(title=title, xlabel="wave number", ylabel="amplitude at the last frame")
     axis.grid(alpha=0.3, which="both")
     axis.legend()

@@ -1,4 +1,4 @@
-"""Weights & Biases: online with a key, offline by itself without one; nothing it does or fails to do stops a training."""
+"""Weights & Biases: online with a key, offline by itself without one. Whatever fails in it, the training goes on."""
 
 import netrc
 import os
@@ -33,7 +33,7 @@ class WandbLogger(Logger):
             wandb, init_timeout=init_timeout, finish_timeout=finish_timeout, finish_timeout_raises=False, silent=True,
             x_transaction_log_flush_interval=1.0,  # a killed run has its rows on disk
         )  # fmt: skip
-        init = lambda: wandb.init(dir=self.folder, settings=settings, reinit="finish_previous", **identity)  # noqa: E731
+        init = lambda: wandb.init(dir=self.folder, settings=settings, reinit="finish_previous", **identity)
         try:
             self.run = init()
         except wandb.errors.Error as error:

@@ -45,7 +45,7 @@ class ConsistencyDistill(Stage):
         sigma, lower = levels[upper], levels[upper + 1]
         z = z0 + sigma * batch.normal(z0)
         with torch.no_grad():
-            teacher = lambda z, sigma: self.teacher.network.denoise(z, sigma, *context)  # noqa: E731
+            teacher = lambda z, sigma: self.teacher.network.denoise(z, sigma, *context)
             target = self.network.denoise(heun_step(teacher, z, sigma, lower), lower, *context)
         error = (self.network.denoise(z, sigma, *context) - target).square().mean(-1, keepdim=True)
         return error.mean(), {"consistency_loss_high": _mean_where(error, sigma > 1)}
@@ -55,7 +55,7 @@ class ConsistencyDistill(Stage):
 
     def sample(self, denoise: Denoiser, noise: Tensor) -> Tensor:
         """Straight from noise to the path's end; a second evaluation starts again from half way (a fixed level)."""
-        full = lambda level: noise.new_full((len(noise), 1), level)  # noqa: E731
+        full = lambda level: noise.new_full((len(noise), 1), level)
         z = denoise(self.sigma_max * noise, full(self.sigma_max))
         if self.evaluations_per_step == 2:
             middle = (self.sigma_max * self.sigma_min) ** 0.5

@@ -3,6 +3,7 @@
 Shapes: B batch, N points.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -66,7 +67,7 @@ class DiffusionResidual(Stage):
         count = (self.evaluations_per_step + 1) // 2
         levels = noise_levels(self.sigma_min, self.sigma_max, count, noise)
         z = self.sigma_max * noise
-        for sigma, lower in zip(levels[:-1], levels[1:], strict=True):
+        for sigma, lower in itertools.pairwise(levels):
             z = heun_step(denoise, z, sigma, lower)
         return denoise(z, levels[-1].expand(len(z), 1))
 

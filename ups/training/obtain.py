@@ -157,10 +157,9 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
 
 def trial_step(training: Training) -> None:
     """A forward and a backward pass that leave no trace, for timing."""
-    batch = batch_at(
-        training.data.train, training.settings.batch_size, training.stage.frames_per_sample - 1, training.settings.seed, 0
-    )
-    training.stage.loss(batch)[0].backward()
+    settings, stage = training.settings, training.stage
+    batch = batch_at(training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, 0)
+    stage.loss(batch)[0].backward()
     training.optimizer.zero_grad(set_to_none=True)
 
 

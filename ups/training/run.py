@@ -17,7 +17,7 @@ from ups.loggers.logger import Logger
 from ups.paths import ROOT
 from ups.training.identity import identity_of
 from ups.training.obtain import make_plan, obtain, print_plan
-from ups.training.runtime import Runtime, set_up
+from ups.training.runtime import set_up
 from ups.training.store import write_json
 
 

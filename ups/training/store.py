@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -74,7 +75,7 @@ class Entry:
             network.load_state_dict(load_file(file))
         except FileNotFoundError:
             raise UserError(f"{file} is missing: remove {self.path} and train it again") from None
-        except Exception as error:  # safetensors raises its own type, torch a RuntimeError: both mean "not these weights"
+        except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{file} does not fit its identity.json ({str(error).splitlines()[0]})") from error
 
     def finish(self, result: dict) -> None:

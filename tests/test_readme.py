@@ -1,0 +1,70 @@
+"""Every command of the README runs: trainings at smoke size, the rest as it stands."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SMALL, clean_environment, foreign
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [
+    part.strip()
+    for block in BLOCKS for line in block.splitlines() for part in line.split("#")[0].split("&&") if part.strip()
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where a reader has already typed the commands above."""
+    return tmp_path_factory.mktemp("reader")
+
+
+def run(arguments, folder):
+    environment = clean_environment(folder)
+    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_the_readme_has_its_two_commands():
+    assert "pip install -r requirements.txt && python train.py" in BLOCKS[0]
+    assert "pip install -r requirements.txt && python -m pytest" in BLOCKS[1]
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS), key=COMMANDS.index))
+def test_command(command, folder, cache):
+    words = shlex.split(command)
+    if command == "pip install -r requirements.txt":
+        # .ci/run did it in a fresh environment; here: what it asks for is what is installed.
+        assert run([sys.executable, "-m", "pip", "check"], folder).returncode == 0
+        assert run([sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index",
+                    "-r", str(ROOT / "requirements.txt")], folder).returncode == 0  # fmt: skip
+        return
+    if words[:3] == ["python", "-m", "pytest"]:
+        arguments = [sys.executable, *words[1:], "--collect-only", "-q", str(ROOT / "tests"), "-c",
+                     str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]  # fmt: skip
+    elif words[:2] == ["python", "train.py"]:
+        small = [value for value in SMALL if not (value == "experiment=smoke" and value in words)]
+        if "dataset=pdebench_burgers" in words:
+            data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
+            words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
+            small = ["budget.operator=4", "stage.evaluations=1", "dataset.test=4", "dataset.validation=4"]
+        arguments = [sys.executable, str(ROOT / "train.py"), *words[2:], *small, f"cache={cache}"]
+    elif words[:2] == ["python", "evaluate.py"]:
+        operator = max(folder.glob("store/operator-*/"), key=lambda path: path.stat().st_mtime)
+        words = [word.replace("store/operator-DIGEST", str(operator)) for word in words]
+        if "dataset=pdebench_burgers" in words:
+            data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
+            words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
+        arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:]]
+    elif words[0] == "wandb":
+        # The viewer needs a terminal and `sync` a server: that the client has them, and that the files are there.
+        assert run([sys.executable, "-m", "wandb", words[1], "--help"], folder).returncode == 0
+        assert list(folder.glob(words[2]))
+        return
+    else:
+        raise AssertionError(f"no test knows the README's command: {command}")
+    answer = run(arguments, folder)
+    assert answer.returncode == 0, answer.stderr[-3000:]
