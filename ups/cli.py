@@ -1,9 +1,11 @@
 """What the scripts share: a user's mistake is one line on stderr and exit 1, a signal is 128 + its number."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,6 +23,8 @@ from ups.paths import CONFIG_FOLDER
 def run(main: Callable[[], None], config_name: str) -> None:
     """Run a function that `hydra.main` made of the config `config_name`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal
     try:
         main()
     except UserError as error:
@@ -48,6 +52,10 @@ def one_line_errors() -> Iterator[None]:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _fail(str(error))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number, f"{signal.Signals(number).name}: stopped; the same command starts where this one began")
 
 
 def _fail(message: str) -> None:

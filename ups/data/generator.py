@@ -7,13 +7,13 @@ generates only what is new. Two runs that start at once share it: one generates 
 import hashlib
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from ups.data.initial_conditions import random_sinusoids
 from ups.data.solver import solve
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError
+from ups.files import locked, write
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 32  # trajectories solved together: small enough for the caches of one core
@@ -71,13 +72,10 @@ class Burgers:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         file = cache / "burgers" / f"{split}-nu{nu:g}-{digest}.safetensors"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{file}.lock"):
+            with locked(file):
                 if not file.exists():
                     u = self._generate(split, nu, shifts, device)
-                    partial_file = file.with_suffix(f".{os.getpid()}.partial")
-                    save_file({"u": u}, partial_file, metadata={"key": json.dumps(key)})
-                    os.replace(partial_file, file)
+                    write(file, partial(save_file, {"u": u}, metadata={"key": json.dumps(key)}))
                     console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
         return load_file(file)["u"]
 
@@ -111,19 +109,25 @@ def solve_frames(u0: Tensor, kappa: float, frames: int, time_step: float, device
     return solve(u0.to(device, torch.float32), kappa, times).float().cpu()
 
 
-def _each(solve_chunk, u0: Tensor, chunks: list[Tensor], device: torch.device):
+def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch.device) -> Iterator:
     """(chunk, its solution) as they come, from one process a core where the solver runs on the CPU."""
     workers = min(os.cpu_count() or 1, len(chunks))
     if device.type != "cpu" or workers == 1:
         for chunk in chunks:
             yield chunk, solve_chunk(u0[chunk])
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
         # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
-        running = {pool.submit(_solve_array, solve_chunk, u0[chunk].numpy()): chunk for chunk in reversed(chunks)}
-        for future in as_completed(running):
-            yield running[future], torch.from_numpy(future.result())
+        work = [(index, u0[chunks[index]].numpy()) for index in reversed(range(len(chunks)))]
+        for index, frames in pool.imap_unordered(partial(_solve_array, solve_chunk), work):
+            yield chunks[index], torch.from_numpy(frames)
 
 
-def _solve_array(solve_chunk, u0):
-    return solve_chunk(torch.from_numpy(u0)).numpy()
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+
+
+def _solve_array(solve_chunk: Callable, numbered: tuple) -> tuple:
+    index, u0 = numbered
+    return index, solve_chunk(torch.from_numpy(u0)).numpy()

@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
+from ups.files import write
 from ups.loggers.logger import Logger
-from ups.training.store import write
 
 
 class CSVLogger(Logger):

@@ -104,7 +104,7 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
     except BaseException as error:
         call("on_exception", error)
         raise
-    finally_load_best(training)
+    load_best(training)
     call("on_end")
 
 
@@ -145,7 +145,7 @@ def keep_if_best(training: Training, scores: dict[str, float]) -> None:
         training.entry.save_best(training.average.network)
 
 
-def finally_load_best(training: Training) -> None:
+def load_best(training: Training) -> None:
     if not math.isfinite(training.best["rollout_nrmse"]):
         raise UserError(
             f"{training.settings.name}: every validation rollout diverged; raise stage.steps, or set "

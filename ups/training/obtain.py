@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import Timeout
 from omegaconf import OmegaConf
 
 from ups.callbacks.callback import Callback
@@ -14,6 +13,7 @@ from ups.console import console
 from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.errors import UserError
+from ups.files import locked
 from ups.stages.stage import Stage
 from ups.training.identity import Identity
 from ups.training.loop import LoopSettings, Training, train
@@ -81,7 +81,7 @@ def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Run
         if entry.is_trained:
             obtained = load(entry, required, runtime)
             continue
-        with waiting_lock(entry):
+        with locked(entry.path):
             if entry.is_trained:  # by the run this one waited for
                 planned.action = "found"
             else:
@@ -145,10 +145,9 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
 
     started = time.time()
     train(training, callbacks, runtime)
-    dataset = data.test
     entry.finish({
         "score": training.best["rollout_nrmse"],
-        "metrics": {"validation": training.best, "test": stage.evaluate(dataset)},
+        "metrics": {"validation": training.best, "test": stage.evaluate(data.test)},
         "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.time() - started, 1)},
     })  # fmt: skip
@@ -170,13 +169,3 @@ def check_batch(settings: LoopSettings, data: Splits) -> None:
             f"stage.batch_size={settings.batch_size} ({settings.name}): the training data has only {samples} samples "
             f"({len(data.train)} trajectories); choose at most that, or raise dataset.train"
         )
-
-
-def waiting_lock(entry: Entry):
-    """The entry's lock; says so when another run holds it."""
-    lock = entry.lock()
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        console.print(f"another run trains {entry.identity.folder}: waiting for it")
-        return lock.acquire()

@@ -10,16 +10,15 @@ Everything is written to a temporary name, synced and renamed.
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ups.errors import UserError
+from ups.files import write, write_json
 from ups.training.identity import Identity, differences
 
 
@@ -37,10 +36,6 @@ class Entry:
     @property
     def is_started(self) -> bool:
         return not self.is_trained and any(self._states())
-
-    def lock(self) -> FileLock:
-        self.root.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.root / f"{self.identity.folder}.lock")
 
     def result(self) -> dict:
         return json.loads((self.path / "result.json").read_text())
@@ -104,19 +99,3 @@ class Entry:
         if not (self.path / "identity.json").exists():
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / "identity.json", self.identity.content)
-
-
-def write(path: Path, save: Callable[[Path], None]) -> None:
-    """`save` to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict | list) -> None:
-    write(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))

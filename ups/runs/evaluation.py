@@ -15,10 +15,10 @@ from ups.config import build, check, plain
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
+from ups.files import write_json
 from ups.training.identity import from_content
 from ups.training.obtain import load_chain
 from ups.training.runtime import set_up
-from ups.training.store import write_json
 
 SHOWN = ("nrmse", "nrmse_worst", "one_step_nrmse", "rmse", "crmse", "max_error", "brmse",
          "frmse_low", "frmse_mid", "frmse_high", "crps", "spread_skill")  # fmt: skip

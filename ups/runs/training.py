@@ -12,13 +12,13 @@ from ups.callbacks.callback import Callback
 from ups.config import build, check, plain
 from ups.console import console
 from ups.data.trajectories import Splits
+from ups.files import write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.paths import ROOT
 from ups.training.identity import identity_of
 from ups.training.obtain import make_plan, obtain, print_plan
 from ups.training.runtime import set_up
-from ups.training.store import write_json
 
 
 def run_training(cfg: DictConfig) -> float:

@@ -1,0 +1,37 @@
+"""Files that several processes may want at once: written whole or not at all, and made by one of them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ups.console import console
+
+
+def write(path: Path, save: Callable[[Path], object]) -> None:
+    """`save` to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save(partial)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict | list) -> None:
+    write(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def locked(path: Path):
+    """`with locked(path): ...`: one process at a time makes `path`; the others say that they wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"another run makes {path}: waiting for it")
+        return lock.acquire()
