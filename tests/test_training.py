@@ -154,7 +154,7 @@ def test_learning_rate_rises_and_falls():
 def test_unrolled_loss_sees_the_later_steps(data):
     batch = batch_at(data.train, 8, 3, 0, 0)
     loss, terms = operator(unroll=3).loss(batch)
-    assert float(loss) > 1.2 * float(terms["one_step_loss"])
+    assert loss.item() > 1.2 * terms["one_step_loss"].item()
 
 
 def test_input_noise_changes_the_inputs_alone(data):
