@@ -5,10 +5,12 @@ from functools import partial
 import pytest
 import torch
 
+from ups.models.conditioning import physical_scalars
 from ups.models.conservative_step import ConservativeStep
 from ups.models.corrector import Corrector, scaled_without_mean
 from ups.models.dilresnet import DilatedResNet
 from ups.models.latent_operator import LatentOperator
+from ups.models.subcell import SubcellCorrection
 
 NETWORKS = {
     "dilresnet": partial(DilatedResNet, width=8, kernel=5, dilations=[1, 2, 4]),
@@ -47,9 +49,20 @@ def test_untrained_step_moves_nothing_but_the_frame(step):
 
 
 @torch.no_grad()
-def test_step_conserves_the_sum(step):
-    u = fields()
-    assert torch.allclose(step(u, NU, 0.05).mean(-1), u.mean(-1), atol=1e-5)
+def test_step_conserves_the_sum_of_its_cell_averages(step):
+    """Read as averages at both ends: with the map back to point values taken out."""
+    u = fields() - fields().mean(-1, keepdim=True)
+    step.to_points.forward = lambda averages, c: averages
+    averages = step.to_averages(u, physical_scalars(NU, 0.05))
+    assert torch.allclose(step(u, NU, 0.05).mean(-1), averages.mean(-1), atol=1e-5)
+
+
+@torch.no_grad()
+def test_subcell_correction_leaves_straight_lines_alone():
+    correction = random_weights(SubcellCorrection(2))
+    u = torch.arange(32.0)[None] / 32
+    moved = (correction(u, torch.zeros(1, 2)) - u).abs()[0]
+    assert moved[2:-2].max() < 1e-5 < 1e-3 < moved.max()  # the jump is where the interval closes
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+"""From point values to cell averages and back: where in its cell a shock stands.
+
+A flux form keeps the sum over the cells. The sum that Burgers' equation keeps is of cell averages; of point values it
+jitters as a shock moves through a cell, by 2e-4 of the field at nu 0.001 and 256 points. A network that keeps the sum
+of point values must put that jitter somewhere, and puts it at the shock: most of its error. The average of a cell can
+be read from the values around it, if they are seen relative to their own range, since a shock's position shows in the
+last percent of the jump.
+
+Shapes: B batch, N points, W window.
+"""
+
+import torch
+from torch import Tensor, nn
+
+WINDOW = 9  # points
+
+
+class SubcellCorrection(nn.Module):
+    """u: (B, N), c: (B, condition) -> u + w |second difference of u|, (B, N); w = 0 at initialisation.
+
+    w is a function of the window around each point, scaled to [-1, 1], and of the logarithm of its range. The second
+    difference leaves smooth stretches alone.
+    """
+
+    def __init__(self, condition: int, width: int = 48):
+        super().__init__()
+        self.weight = nn.Sequential(
+            nn.Conv1d(WINDOW + 1 + condition, width, 1), nn.GELU(), nn.Conv1d(width, width, 1), nn.GELU(),
+            nn.Conv1d(width, 1, 1),
+        )  # fmt: skip
+        nn.init.zeros_(self.weight[-1].weight)
+        nn.init.zeros_(self.weight[-1].bias)
+
+    def forward(self, u: Tensor, c: Tensor) -> Tensor:
+        points = u.shape[-1]
+        offsets = torch.arange(WINDOW, device=u.device)[:, None] - WINDOW // 2
+        window = u[:, (offsets + torch.arange(points, device=u.device)) % points]  # (B, W, N)
+        low, high = window.amin(1, keepdim=True), window.amax(1, keepdim=True)
+        spread = high - low + 1e-3
+        scaled = (2 * window - low - high) / spread
+        features = torch.cat((scaled, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
+        second_difference = u.roll(-1, -1) - 2 * u + u.roll(1, -1)
+        return u + 4 * self.weight(features)[:, 0] * second_difference.abs()
