@@ -47,7 +47,7 @@ def test_command(command, folder, cache):
         answer = run([sys.executable, *words[1:], "--collect-only"], ROOT)
         assert answer.returncode == 0 and "test_readme.py" in answer.stdout, answer.stdout[-2000:]
         return
-    elif words[:2] == ["python", "train.py"]:
+    if words[:2] == ["python", "train.py"]:
         small = [value for value in SMALL if not (value == "experiment=smoke" and value in words)]
         if "dataset=pdebench_burgers" in words:
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")

@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, N points, K condition scalars.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,7 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulate(embedding)[..., None].chunk(2, 1)
-        return h + self.conv(F.gelu(shift + h * (1 + scale)))
+        return h + self.conv(F.gelu(torch.addcmul(shift, h, 1 + scale)))
 
 
 class CircularConv(nn.Conv1d):

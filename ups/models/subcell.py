@@ -22,7 +22,7 @@ class SubcellCorrection(nn.Module):
     difference leaves smooth stretches alone.
     """
 
-    def __init__(self, condition: int, width: int = 48):
+    def __init__(self, condition: int, width: int = 32):
         super().__init__()
         self.weight = nn.Sequential(
             nn.Conv1d(WINDOW + 1 + condition, width, 1), nn.GELU(), nn.Conv1d(width, width, 1), nn.GELU(),
@@ -33,8 +33,9 @@ class SubcellCorrection(nn.Module):
 
     def forward(self, u: Tensor, c: Tensor) -> Tensor:
         points = u.shape[-1]
-        offsets = torch.arange(WINDOW, device=u.device)[:, None] - WINDOW // 2
-        window = u[:, (offsets + torch.arange(points, device=u.device)) % points]  # (B, W, N)
+        reach = WINDOW // 2
+        padded = torch.cat((u[:, -reach:], u, u[:, :reach]), -1)
+        window = torch.stack([padded[:, k : k + points] for k in range(WINDOW)], 1)  # (B, W, N)
         low, high = window.amin(1, keepdim=True), window.amax(1, keepdim=True)
         spread = high - low + 1e-3
         scaled = (2 * window - low - high) / spread
