@@ -4,7 +4,6 @@ import json
 import time
 from pathlib import Path
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -12,13 +11,14 @@ from rich.table import Table
 
 from ups.callbacks.figures import save_figures
 from ups.config import build, check, plain
+from ups.data.batches import generator_of
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
 from ups.files import write_json
 from ups.training.identity import from_content
 from ups.training.obtain import load_chain
-from ups.training.runtime import set_up
+from ups.training.runtime import choose_threads, set_up
 
 SHOWN = ("nrmse", "nrmse_worst", "one_step_nrmse", "rmse", "crmse", "max_error", "brmse",
          "frmse_low", "frmse_mid", "frmse_high", "crps", "spread_skill")  # fmt: skip
@@ -48,7 +48,8 @@ def run_evaluation(cfg: DictConfig) -> float:
     window = dataset.load_test(Path(cfg.cache), runtime.device).window(initial_frame, rollout_steps).to(runtime.device)
     truth = window.u[:, 1:]
 
-    torch.manual_seed(cfg.seed)
+    noise = generator_of(runtime.device, 0)
+    choose_threads(runtime, lambda: stage.step(window.u[:, 0], window.nu, window.time_step, noise))
     fields = ensemble(stage.step, window, members, cfg.batch_size)
     baselines = {
         name: (step, rollout(step, window, batch_size=cfg.batch_size))

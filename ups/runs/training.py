@@ -2,11 +2,12 @@
 
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ups.callbacks.callback import Callback
 from ups.config import build, check, plain
@@ -43,7 +44,8 @@ def run_training(cfg: DictConfig) -> float:
     exit_code = 1
     try:
         if any(planned.action != "found" for planned in plan):
-            loggers += make_loggers(cfg, folder)
+            for logger in make_loggers(cfg, folder):
+                loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
         callbacks = make_callbacks(cfg, loggers, folder)
         obtained = obtain(plan, data, callbacks, runtime)
         exit_code = 0
@@ -68,13 +70,11 @@ def run_training(cfg: DictConfig) -> float:
     return result["score"]
 
 
-def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+def make_loggers(cfg: DictConfig, folder: Path) -> Iterator[Logger]:
     """metrics.csv, and the trackers of the group `logger`."""
-    trackers = [
-        build(node, f"logger.{name}", folder=folder, config=OmegaConf.to_container(cfg, resolve=True))
-        for name, node in (cfg.logger or {}).items()
-    ]
-    return [CSVLogger(folder / "metrics.csv"), *trackers]
+    yield CSVLogger(folder / "metrics.csv")
+    for name, node in cfg.logger.items():
+        yield build(node, f"logger.{name}", folder=folder, config=plain(cfg))
 
 
 def make_callbacks(cfg: DictConfig, loggers: list[Logger], folder: Path) -> list[Callback]:
