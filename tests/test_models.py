@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 
+from ups.errors import UserError
 from ups.models.conditioning import physical_scalars
 from ups.models.conservative_step import ConservativeStep
 from ups.models.corrector import Corrector, scaled_without_mean
@@ -106,7 +107,7 @@ def test_wrong_sizes_are_refused():
         DilatedResNet(1, 1, 2, width=8, kernel=4, dilations=[1])
     with pytest.raises(ValueError, match="multiple of heads"):
         LatentOperator(1, 1, 2, patch=4, width=10, blocks=1, heads=4)
-    with pytest.raises(ValueError, match="must divide"):
+    with pytest.raises(UserError, match="must divide"):
         LatentOperator(1, 1, 2, patch=5, width=8, blocks=1, heads=2)(torch.zeros(1, 1, 32), torch.zeros(1, 2))
 
 

@@ -100,7 +100,7 @@ def test_a_torn_state_is_set_aside_for_the_one_before(data, tmp_path, capsys):
     state = run.entry.path / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     assert run.entry.load_state()["step"] == 15
-    assert "set aside" in capsys.readouterr().out and (run.entry.path / "state.damaged").exists()
+    assert "set aside" in capsys.readouterr().err and (run.entry.path / "state.damaged").exists()
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -224,3 +224,25 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
     assert json.loads((entry.path / "identity.json").read_text()) == content
     with pytest.raises(UserError, match="does not fit"):
         entry.load_best(torch.nn.Linear(3, 3))
+
+
+def test_a_first_validation_that_diverged_can_be_beaten(data, tmp_path):
+    run = training(operator(), data, tmp_path, steps=4, evaluations=2)
+    scores = iter([float("nan"), 0.1])
+    run.stage.evaluate = lambda window: {"rollout_nrmse": next(scores)}
+    train(run, [], RUNTIME)
+    assert run.best == {"rollout_nrmse": 0.1, "step": 4}
+
+
+def test_a_training_whose_every_validation_diverged_says_so(data, tmp_path):
+    run = training(operator(), data, tmp_path, steps=4, evaluations=2)
+    run.stage.evaluate = lambda window: {"rollout_nrmse": float("inf")}
+    with pytest.raises(UserError, match="every validation rollout diverged"):
+        train(run, [], RUNTIME)
+
+
+def test_stages_refuse_a_prerequisite_of_another_kind():
+    with pytest.raises(UserError, match="requires an operator"):
+        DiffusionResidual(NETWORK, None, [0.02, 20.0], [-0.4, 1.2], 5, 2)
+    with pytest.raises(UserError, match="requires a diffusion_residual"):
+        ConsistencyDistill(operator(), levels=6, evaluations_per_step=1, members=2)

@@ -55,7 +55,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number, f"{signal.Signals(number).name}: stopped; the same command starts where this one began")
+    name = signal.Signals(number).name
+    raise Interrupted(number, f"{name}: stopped; what was saved is kept, and the same command goes on from it")
 
 
 def _fail(message: str) -> None:

@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
     r"stage\.log_sigma": list_of(number(-20, 20), 2),
     r"stage\.optimizer\.lr": POSITIVE,
     r"stage\.optimizer\.(warmup|average)": number(0, 1),
-    r"stage\.optimizer\.betas": list_of(number(0, 1), 2),
+    r"stage\.optimizer\.betas": list_of(number(0, 0.999999), 2),
     r"stage\.optimizer\.weight_decay": number(0),
     r"stage\.optimizer\.clip": POSITIVE,
     r"(model|stage\.network)\.(width|kernel|patch|heads|blocks)": integer(1),
@@ -180,8 +180,6 @@ def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[st
             if f"Available options in '{group}':" in lines else []  # fmt: skip
         known = f": choose one of {', '.join(choices)}" if choices else ""
         return f"{group}={name} is not an option of the group {group}{known}"
-    if group := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return f"{group[1]} is not a group of the config"
     return " ".join(lines[:2])
 
 

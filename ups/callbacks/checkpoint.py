@@ -4,11 +4,11 @@ from ups.callbacks.callback import Callback
 
 
 class Checkpoint(Callback):
-    """Every `every` steps, and when the loop is told to stop."""
+    """Every `every` steps, at the last, and when the loop is told to stop."""
 
     def __init__(self, every: int):
         self.every = every
 
     def on_checkpoint(self, training, stopping: bool) -> None:
-        if stopping or training.step % self.every == 0:
+        if stopping or training.step % self.every == 0 or training.step == training.settings.steps:
             training.entry.save_state(training.state())

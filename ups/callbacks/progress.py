@@ -10,6 +10,8 @@ class Progress(Callback):
     def __init__(self, every: int):
         self.every = every
 
+    bar: Bar | None = None
+
     def on_start(self, training) -> None:
         self.score, self.first = "", training.step
         self.first_seconds = training.seconds
@@ -28,4 +30,5 @@ class Progress(Callback):
         self.bar.close()
 
     def on_exception(self, training, error: BaseException) -> None:
-        self.bar.close()
+        if self.bar:
+            self.bar.close()

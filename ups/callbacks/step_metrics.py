@@ -1,4 +1,4 @@
-"""The only callback that speaks to the loggers, and the rule by which charts have points in them.
+"""The only callback that logs points, and the rule by which charts have points in them.
 
 For each stage S, before its first point: `training/S/step` is defined, then `training/S/*` and `evaluation/S/*` with it
 as their step metric. Each point is one row that holds its step metric. The loggers' own step is never given: it only

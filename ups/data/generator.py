@@ -6,7 +6,6 @@ generates only what is new. Two runs that start at once share it: one generates 
 
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +23,7 @@ from ups.data.solver import solve
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError
 from ups.files import locked, write
+from ups.machine import cores
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 32  # trajectories solved together: small enough for the caches of one core
@@ -94,9 +94,11 @@ class Burgers:
         )
         u = torch.empty(count, self.frames, self.solver_points)
         with Bar(f"generating {split}, nu {nu:g}", count) as bar:
-            for done, (chunk, frames) in enumerate(_each(solve_chunk, u0, chunks, device), 1):
+            done = 0
+            for chunk, frames in _each(solve_chunk, u0, chunks, device):
                 u[chunk] = frames
-                bar.update(min(done * CHUNK, count))
+                done += len(chunk)
+                bar.update(done)
         if not torch.isfinite(u).all():
             raise UserError(f"dataset.nu={nu:g}: the solver diverged; raise dataset.solver_points")
         stride = self.solver_points // self.points
@@ -111,7 +113,7 @@ def solve_frames(u0: Tensor, kappa: float, frames: int, time_step: float, device
 
 def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch.device) -> Iterator:
     """(chunk, its solution) as they come, from one process a core where the solver runs on the CPU."""
-    workers = min(os.cpu_count() or 1, len(chunks))
+    workers = min(cores(), len(chunks))
     if device.type != "cpu" or workers == 1:
         for chunk in chunks:
             yield chunk, solve_chunk(u0[chunk])

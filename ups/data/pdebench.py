@@ -32,7 +32,7 @@ class PDEBenchBurgers:
     def load(self, cache: Path, device: torch.device) -> Splits:
         parts = {"test": [], "validation": [], "train": []}
         for path in self.files:
-            with _File(path) as file:
+            with self._open(path) as file:
                 first_train = self.test + self.validation
                 last_train = file.samples if self.train is None else first_train + self.train
                 if not first_train < last_train <= file.samples:
@@ -51,9 +51,15 @@ class PDEBenchBurgers:
         """The test set alone; a file that holds fewer trajectories is a test set as a whole."""
         parts = []
         for path in self.files:
-            with _File(path) as file:
+            with self._open(path) as file:
                 parts.append(self._read(file, 0, min(self.test, file.samples), 1))
         return _joined(parts)
+
+    def _open(self, path: Path) -> "_File":
+        file = _File(path)
+        if file.points % self.space_stride:
+            raise UserError(f"dataset.space_stride={self.space_stride} must divide the {file.points} points of {path}")
+        return file
 
     def _read(self, file: "_File", first: int, last: int, shifts: int) -> Trajectories:
         frames = range(0, file.frames, self.time_stride)
@@ -64,7 +70,7 @@ class PDEBenchBurgers:
             rows = slice(start - first, stop - first)
             for shift in range(shifts):
                 strided = np.s_[start:stop, :: self.time_stride, shift :: self.space_stride]
-                u[shift, rows] = file.tensor[strided][..., :points]
+                u[shift, rows] = file.tensor[strided]
         finite = np.isfinite(u).all(axis=(0, 2, 3))
         if not finite.all():
             bad = first + int(np.argmin(finite))

@@ -9,7 +9,7 @@ Shapes: B batch, N points, T times.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from torch import Tensor
 COURANT = 0.5  # half of the scheme's limit; 0.25 (PDEBench's) changes the solution by 5e-5 of its norm
 
 
-def finite_volume(u: Tensor, kappa: float, times: Sequence[float], on_time: Callable = lambda: None) -> Tensor:
-    """u: (B, N) cell values at times[0] -> (B, T, N). `on_time` is called after each time is reached."""
+def finite_volume(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
+    """u: (B, N) cell values at times[0] -> (B, T, N)."""
     dx = 1.0 / u.shape[-1]
     frames = [u]
     for start, end in itertools.pairwise(times):
@@ -30,7 +30,6 @@ def finite_volume(u: Tensor, kappa: float, times: Sequence[float], on_time: Call
             u = u.add(_flux_difference(half, kappa / dx), alpha=step / dx)
             time += step
         frames.append(u)
-        on_time()
     return torch.stack(frames, 1)
 
 
@@ -54,7 +53,7 @@ def _flux_difference(u: Tensor, diffusion: float) -> Tensor:
     return flux[:, :-1] - flux[:, 1:]
 
 
-def spectral(u: Tensor, kappa: float, times: Sequence[float], on_time: Callable = lambda: None) -> Tensor:
+def spectral(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
     """u: (B, N) point values at times[0] -> (B, T, N); products are dealiased by the 2/3 rule."""
     points = u.shape[-1]
     wave = 2 * math.pi * torch.arange(points // 2 + 1, device=u.device, dtype=u.dtype)
@@ -79,14 +78,13 @@ def spectral(u: Tensor, kappa: float, times: Sequence[float], on_time: Callable 
             d = rate(full * hat + step * half * c)
             hat = full * hat + step / 6 * (full * a + 2 * half * (b + c) + d)
         frames.append(torch.fft.irfft(hat, points))
-        on_time()
     return torch.stack(frames, 1)
 
 
-def solve(u: Tensor, kappa: float, times: Sequence[float], on_time: Callable = lambda: None) -> Tensor:
+def solve(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
     """The solver that fits: spectral where the grid resolves the shocks, finite volumes where it does not.
 
     A shock of height h is 4 kappa / h wide; the spectral method wants that over 3 cells for h = 1.
     """
     resolved = 4 * kappa * u.shape[-1] > 3
-    return (spectral if resolved else finite_volume)(u, kappa, times, on_time)
+    return (spectral if resolved else finite_volume)(u, kappa, times)

@@ -1,8 +1,12 @@
-"""The figures of a trained stage. Each function returns a matplotlib figure; nothing here opens a window."""
+"""The figures of a trained stage. Nothing here opens a window."""
+
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
+
+from ups.evaluation.metrics import field_metrics
 
 COLOURS = {"surrogate": "#1668b5", "persistence": "#999999", "solver": "#d97706", "truth": "#222222"}
 
@@ -54,3 +58,27 @@ def spectrum(prediction: Tensor, truth: Tensor, title: str) -> Figure:
     axis.grid(alpha=0.3, which="both")
     axis.legend()
     return figure
+
+
+def save_figures(
+    folder: Path, name: str, prediction: Tensor, truth: Tensor, time_step: float, baselines: dict[str, Tensor]
+) -> dict[str, Path]:  # fmt: skip
+    """The three figures of (S, T, N) rollouts as `folder/NAME_*.png`. The trajectory shown is the median one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    error = ((prediction - truth).square().mean(-1) / truth.square().mean(-1)).sqrt().mean(-1)
+    shown = int(error.argsort()[len(error) // 2])
+    curves = {
+        label: field_metrics(field, truth)["nrmse_per_frame"]
+        for label, field in ({"surrogate": prediction} | baselines).items()
+    }
+    figures = {
+        "space_time": space_time(
+            prediction[shown], truth[shown], time_step, f"{name}: median trajectory, nRMSE {float(error[shown]):.1e}"
+        ),
+        "error": error_over_frames(curves, time_step, name),
+        "spectrum": spectrum(prediction, truth, name),
+    }
+    paths = {kind: folder / f"{name}_{kind}.png" for kind in figures}
+    for kind, figure in figures.items():
+        figure.savefig(paths[kind], dpi=120)
+    return paths

@@ -14,6 +14,7 @@ class CSVLogger(Logger):
         self.path = path
         self.columns: list[str] = []
         self.file = None
+        path.touch()
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         """A file of columns needs none."""

@@ -20,7 +20,9 @@ class WandbLogger(Logger):
     ):  # fmt: skip
         self.folder = folder
         self.run = None
-        identity = {"project": project, "entity": entity, "name": name or folder.name, "tags": tags, "config": config}
+        self.sets_mode = False
+        name = name or "-".join(folder.parts[-2:])  # date and time, or a sweep's time and its job
+        identity = {"project": project, "entity": entity, "name": name, "tags": tags, "config": config}
         self._guarded("start", lambda: self._start(identity, init_timeout, finish_timeout))
 
     def _start(self, identity: dict, init_timeout: float, finish_timeout: float) -> None:
@@ -39,12 +41,13 @@ class WandbLogger(Logger):
         except wandb.errors.Error as error:
             if os.environ.get("WANDB_MODE") == "offline":
                 raise
-            self._go_offline(f"no answer from its server ({_first_line(error)})")
+            self._go_offline(_first_line(error))
             self.run = init()
 
     def _go_offline(self, reason: str) -> None:
         # In the environment, not as an argument: only so does the client look up no host at all.
         os.environ["WANDB_MODE"] = "offline"
+        self.sets_mode = True
         console.print(
             f"wandb: offline, {reason}. The charts are in {self.folder / 'wandb'}: look with `wandb leet {self.folder}/"
             "wandb/offline-run-*`, upload with `wandb login` and `wandb sync`."
@@ -67,6 +70,8 @@ class WandbLogger(Logger):
 
     def finish(self, exit_code: int) -> None:
         self._guarded("finish", lambda: self.run.finish(exit_code=exit_code))
+        if self.sets_mode:
+            del os.environ["WANDB_MODE"]  # the next job of a sweep tries, and tells, for itself
 
     def _guarded(self, what: str, call: Callable[[], Any]) -> None:
         """The client may raise anything, at any call (its own process died, its disk is full): one warning, then

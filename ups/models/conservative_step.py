@@ -36,7 +36,7 @@ class ConservativeStep(nn.Module):
         moved = (u.mean(-1, keepdim=True) * cells_per_speed).round()
 
         averages = self.to_averages(u - moved / cells_per_speed, c)
-        flux = self.network(averages[:, None], c)[:, 0]
+        flux = self.network(averages[:, None], c)[:, 0].float()  # it is differenced: half precision ends here
         v = self.to_points(averages - cells_per_speed * backward_difference(flux), c)
 
         source = (torch.arange(points, device=u.device) - moved.long()) % points

@@ -31,7 +31,7 @@ class Corrector(nn.Module):
         flux, log_scale = self.moments_network(
             torch.stack((prediction - prediction.mean(-1, keepdim=True), prediction - u), 1),
             physical_scalars(nu, time_step),
-        ).unbind(1)
+        ).float().unbind(1)
         size = INITIAL_SCALE * (prediction.std(-1, keepdim=True) + 1e-3)
         return size * backward_difference(flux), size * log_scale.clamp(-8, 3).exp()
 
@@ -44,7 +44,7 @@ class Corrector(nn.Module):
         channels = (z / (sigma**2 + 1).sqrt(), prediction - prediction.mean(-1, keepdim=True), prediction - u)
         log_scale = (scale / scale.mean(-1, keepdim=True)).log()
         c = torch.cat((physical_scalars(nu, time_step), sigma.log() / 4), -1)
-        return skip * z + out * self.denoiser_network(torch.stack((*channels, log_scale), 1), c)[:, 0]
+        return skip * z + out * self.denoiser_network(torch.stack((*channels, log_scale), 1), c)[:, 0].float()
 
 
 def scaled_without_mean(z: Tensor, scale: Tensor) -> Tensor:

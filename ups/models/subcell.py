@@ -41,4 +41,4 @@ class SubcellCorrection(nn.Module):
         scaled = (2 * window - low - high) / spread
         features = torch.cat((scaled, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
         second_difference = u.roll(-1, -1) - 2 * u + u.roll(1, -1)
-        return u + 4 * self.weight(features)[:, 0] * second_difference.abs()
+        return u + 4 * self.weight(features)[:, 0].float() * second_difference.abs()

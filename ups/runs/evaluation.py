@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from ups.callbacks.figures import save_figures
 from ups.config import build, check, plain
 from ups.data.batches import generator_of
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics
+from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
 from ups.files import write_json
 from ups.training.identity import from_content
@@ -36,7 +36,7 @@ def run_evaluation(cfg: DictConfig) -> float:
         raise UserError(f"checkpoint={checkpoint}: no trained stage is there (it has no identity.json)")
     identity = from_content(json.loads(file.read_text()))
     stage = load_chain(identity, checkpoint.parent, runtime).stage
-    if cfg.members is not None and stage.members == 1:
+    if cfg.members is not None and not stage.stochastic:
         raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
     members = cfg.members or stage.members
 
@@ -49,7 +49,8 @@ def run_evaluation(cfg: DictConfig) -> float:
     truth = window.u[:, 1:]
 
     noise = generator_of(runtime.device, 0)
-    choose_threads(runtime, lambda: stage.step(window.u[:, 0], window.nu, window.time_step, noise))
+    part = window.split(cfg.batch_size)[0]
+    choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
     fields = ensemble(stage.step, window, members, cfg.batch_size)
     baselines = {
         name: (step, rollout(step, window, batch_size=cfg.batch_size))
@@ -62,7 +63,7 @@ def run_evaluation(cfg: DictConfig) -> float:
         }
 
     metrics = scores(stage.step, fields.mean(0))
-    if stage.members > 1:
+    if stage.stochastic:
         metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
     metrics["baselines"] = {name: scores(step, field) for name, (step, field) in baselines.items()}
     metrics |= {"trajectories": len(window), "seconds": round(time.time() - started, 1)}

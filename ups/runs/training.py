@@ -1,5 +1,6 @@
 """One run of train.py: check, plan, obtain, and result.json."""
 
+import inspect
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.paths import ROOT
 from ups.training.identity import identity_of
-from ups.training.obtain import make_plan, obtain, print_plan
+from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
 from ups.training.runtime import set_up
 
 
@@ -43,37 +44,40 @@ def run_training(cfg: DictConfig) -> float:
     loggers: list[Logger] = []
     exit_code = 1
     try:
-        if any(planned.action != "found" for planned in plan):
-            for logger in make_loggers(cfg, folder):
-                loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
+        for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
+            loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
         callbacks = make_callbacks(cfg, loggers, folder)
         obtained = obtain(plan, data, callbacks, runtime)
+        result = result_of(obtained, plan, cfg.seed, time.time() - started)
+        write_json(folder / "result.json", result)
         exit_code = 0
     finally:
         for logger in loggers:
             logger.finish(exit_code)
+    report(result, folder)
+    return result["score"]
 
+
+def result_of(obtained: Obtained, plan: list[Planned], seed: int, seconds: float) -> dict:
+    """What result.json says."""
     identity = obtained.entry.identity
-    result = {
+    return {
         "stage": identity.stage,
         "digest": identity.digest,
         "checkpoint": str(obtained.entry.path),
         "score": obtained.result["score"],
         "metrics": obtained.result["metrics"],
         "plan": [planned.as_dict() for planned in plan],
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(seconds, 1),
         "git_commit": git_commit(),
-        "seed": cfg.seed,
+        "seed": seed,
     }
-    write_json(folder / "result.json", result)
-    report(result, folder)
-    return result["score"]
 
 
-def make_loggers(cfg: DictConfig, folder: Path) -> Iterator[Logger]:
-    """metrics.csv, and the trackers of the group `logger`."""
+def make_loggers(cfg: DictConfig, folder: Path, trains: bool) -> Iterator[Logger]:
+    """metrics.csv, and the trackers of the group `logger` if there is something to track."""
     yield CSVLogger(folder / "metrics.csv")
-    for name, node in cfg.logger.items():
+    for name, node in cfg.logger.items() if trains else ():
         yield build(node, f"logger.{name}", folder=folder, config=plain(cfg))
 
 
@@ -83,7 +87,7 @@ def make_callbacks(cfg: DictConfig, loggers: list[Logger], folder: Path) -> list
     callbacks = []
     for name, node in cfg.callbacks.items():
         factory = build(node, f"callbacks.{name}", partial=True)
-        wanted = factory.func.__init__.__code__.co_varnames
+        wanted = inspect.signature(factory).parameters
         callbacks.append(factory(**{key: value for key, value in offered.items() if key in wanted}))
     return callbacks
 
@@ -101,6 +105,6 @@ def git_commit() -> str | None:
     """The repo's commit, None outside of a git checkout."""
     try:
         answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
-    except OSError:
+    except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

@@ -8,6 +8,7 @@ Shapes: B batch, N points.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,9 +23,13 @@ from ups.stages.stage import Stage
 class ConsistencyDistill(Stage):
     """Arguments: see conf/stage/consistency_distill.yaml. `requires` is the teacher, which is never changed."""
 
+    stochastic = True
+
     def __init__(self, requires: DiffusionResidual, levels: int, evaluations_per_step: int, members: int):
         if evaluations_per_step not in (1, 2):
             raise UserError(f"stage.evaluations_per_step={evaluations_per_step}: a consistency student takes 1 or 2")
+        if not isinstance(requires, DiffusionResidual):
+            raise UserError("stage.requires: a consistency_distill requires a diffusion_residual")
         self.teacher = requires
         self.operator = requires.operator
         self.sigma_min, self.sigma_max = requires.sigma_min, requires.sigma_max
@@ -34,7 +39,7 @@ class ConsistencyDistill(Stage):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         u, truth = batch.u.unbind(1)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):  # a residual is below half precision
             prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
             mean, scale = self.network.moments(u, prediction, batch.nu, batch.time_step)
             z0 = ((truth - prediction - mean) / scale).clamp(-TAIL, TAIL)
@@ -53,14 +58,14 @@ class ConsistencyDistill(Stage):
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
         return sampled_step(self, u, nu, time_step, generator)
 
-    def sample(self, denoise: Denoiser, noise: Tensor) -> Tensor:
+    def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
         """Straight from noise to the path's end; a second evaluation starts again from half way (a fixed level)."""
+        noise = draw()
         full = lambda level: noise.new_full((len(noise), 1), level)
         z = denoise(self.sigma_max * noise, full(self.sigma_max))
         if self.evaluations_per_step == 2:
             middle = (self.sigma_max * self.sigma_min) ** 0.5
-            # The same noise, mirrored by a roll, is independent of the first answer at each point.
-            z = denoise(z + middle * noise.roll(noise.shape[-1] // 2, -1), full(middle))
+            z = denoise(z + middle * draw(), full(middle))
         return z
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ups.data.batches import Batch
 from ups.errors import UserError
 from ups.models.corrector import Corrector, noise_levels, scaled_without_mean
+from ups.stages.operator import Operator
 from ups.stages.stage import Stage, relative_l2
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -20,6 +21,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 class DiffusionResidual(Stage):
     """Arguments: see conf/stage/diffusion_residual.yaml. `requires` is the operator, `network` builds networks."""
+
+    stochastic = True
 
     def __init__(
         self, network, requires: Stage, sigma: list[float], log_sigma: list[float], evaluations_per_step: int,
@@ -30,6 +33,8 @@ class DiffusionResidual(Stage):
                 f"stage.evaluations_per_step={evaluations_per_step}: Heun's method takes an odd number, 2 a noise "
                 "level but the last"
             )
+        if not isinstance(requires, Operator):
+            raise UserError("stage.requires: a diffusion_residual requires an operator")
         self.operator = requires
         self.sigma_min, self.sigma_max = sigma
         self.log_sigma = log_sigma
@@ -39,7 +44,7 @@ class DiffusionResidual(Stage):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of three: the mean's error relative to the operator's, the scale's Gaussian likelihood, EDM's."""
         u, truth = batch.u.unbind(1)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):  # a residual is below half precision
             prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
         residual = truth - prediction
         mean, scale = self.network.moments(u, prediction, batch.nu, batch.time_step)
@@ -62,11 +67,11 @@ class DiffusionResidual(Stage):
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
         return sampled_step(self, u, nu, time_step, generator)
 
-    def sample(self, denoise: Denoiser, noise: Tensor) -> Tensor:
+    def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
         """Heun's method along the probability flow from sigma_max to sigma_min -> z0 (B, N)."""
         count = (self.evaluations_per_step + 1) // 2
-        levels = noise_levels(self.sigma_min, self.sigma_max, count, noise)
-        z = self.sigma_max * noise
+        z = self.sigma_max * draw()
+        levels = noise_levels(self.sigma_min, self.sigma_max, count, z)
         for sigma, lower in itertools.pairwise(levels):
             z = heun_step(denoise, z, sigma, lower)
         return denoise(z, levels[-1].expand(len(z), 1))
@@ -83,8 +88,10 @@ def sampled_step(stage, u: Tensor, nu: Tensor, time_step: float, generator: torc
     def denoise(z: Tensor, sigma: Tensor) -> Tensor:
         return stage.network.denoise(z, sigma, u, prediction, scale, nu, time_step)
 
-    noise = torch.randn(u.shape, generator=generator, device=u.device, dtype=u.dtype)
-    z = stage.sample(denoise, noise).clamp(-TAIL, TAIL)
+    def draw() -> Tensor:
+        return torch.randn(u.shape, generator=generator, device=u.device, dtype=u.dtype)
+
+    z = stage.sample(denoise, draw).clamp(-TAIL, TAIL)
     return prediction + mean + scaled_without_mean(z, scale)
 
 

@@ -19,7 +19,8 @@ class Stage(ABC):
 
     network: nn.Module
     frames_per_sample: int = 2  # consecutive frames that a training sample holds
-    members: int = 1  # rollouts that the validation averages; 1 for a deterministic stage
+    stochastic: bool = False  # its step draws noise, so it has members
+    members: int = 1  # rollouts that the validation averages
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

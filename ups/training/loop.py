@@ -61,6 +61,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "seconds": self.seconds,
+            "threads": torch.get_num_threads(),  # another number sums in another order
         }
 
     def load_state(self, state: dict) -> None:
@@ -80,8 +81,8 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
         for callback in callbacks:
             getattr(callback, hook)(training, *arguments)
 
-    call("on_start")
     try:
+        call("on_start")
         with StopSignal() as stop:
             while training.step < settings.steps:
                 started = time.perf_counter()
@@ -101,11 +102,11 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
                         f"{signal.Signals(stop.received).name}: stopped {settings.name} at step {training.step} of "
                         f"{settings.steps}, saved in {training.entry.path}; the same command goes on from there",
                     )
+        load_best(training)
+        call("on_end")
     except BaseException as error:
         call("on_exception", error)
         raise
-    load_best(training)
-    call("on_end")
 
 
 def training_step(training: Training, runtime: Runtime) -> None:
@@ -139,14 +140,14 @@ def training_step(training: Training, runtime: Runtime) -> None:
 
 
 def keep_if_best(training: Training, scores: dict[str, float]) -> None:
-    """By the validation's rollout error, never by the training loss. A NaN is never the best."""
-    if not training.best or scores["rollout_nrmse"] < training.best["rollout_nrmse"]:
+    """By the validation's rollout error, never by the training loss. A rollout that diverged is never the best."""
+    if scores["rollout_nrmse"] < training.best.get("rollout_nrmse", math.inf):
         training.best = scores | {"step": training.step}
         training.entry.save_best(training.average.network)
 
 
 def load_best(training: Training) -> None:
-    if not math.isfinite(training.best["rollout_nrmse"]):
+    if not training.best:
         raise UserError(
             f"{training.settings.name}: every validation rollout diverged; raise stage.steps, or set "
             "stage.input_noise=[1e-4,1e-2]"

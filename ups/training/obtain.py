@@ -133,15 +133,19 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
         optimizer=OptimizerSettings(**node["optimizer"]),
         seed=content["seed"],
     )
-    check_batch(settings, data)
     stage = build_stage(entry.identity, required, runtime)
+    check_data(settings, stage, data)
     training = Training(stage, settings, data, entry)
     state = entry.load_state()
     if state:
         training.load_state(state)
-    choose_threads(runtime, lambda: trial_step(training))
+        if runtime.threads is None:
+            torch.set_num_threads(state["threads"])
+    else:
+        choose_threads(runtime, lambda: trial_step(training))
     if runtime.compile:
-        stage.network.compile()
+        for network in stage.network.children():
+            network.compile()
 
     started = time.time()
     train(training, callbacks, runtime)
@@ -162,8 +166,14 @@ def trial_step(training: Training) -> None:
     training.optimizer.zero_grad(set_to_none=True)
 
 
-def check_batch(settings: LoopSettings, data: Splits) -> None:
-    samples = len(data.train) * (data.train.u.shape[1] - 1)
+def check_data(settings: LoopSettings, stage: Stage, data: Splits) -> None:
+    frames = data.train.u.shape[1]
+    if stage.frames_per_sample > frames:
+        raise UserError(
+            f"stage.unroll={stage.frames_per_sample - 1} ({settings.name}): the training data has {frames} frames; "
+            f"choose at most {frames - 1}"
+        )
+    samples = len(data.train) * (frames - stage.frames_per_sample + 1)
     if settings.batch_size > samples:
         raise UserError(
             f"stage.batch_size={settings.batch_size} ({settings.name}): the training data has only {samples} samples "

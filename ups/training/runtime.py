@@ -1,6 +1,5 @@
 """How a training is computed: device, threads, precision. No part of a stage's identity."""
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ups.errors import UserError
+from ups.machine import cores
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Runtime:
 def set_up(device: str, threads: int | str, precision: str = "float32", compile: bool = False) -> Runtime:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"runtime.device={device}: this PyTorch sees no GPU; use runtime.device=cpu")
+    if device.startswith("cuda"):
+        index, count = torch.device(device).index or 0, torch.cuda.device_count()
+        if index >= count:
+            raise UserError(f"runtime.device={device}: this PyTorch sees {count} GPUs; use runtime.device=auto")
+        torch.backends.cudnn.allow_tf32 = False  # 10 bits of a flux are too few: it is differenced
     if threads != "auto":
         torch.set_num_threads(threads)
     return Runtime(torch.device(device), precision, compile, None if threads == "auto" else threads)
@@ -43,7 +46,7 @@ def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:
     """
     if runtime.threads is not None or runtime.device.type != "cpu":
         return
-    candidates = sorted({1, os.cpu_count() or 1})
+    candidates = sorted({1, cores()})
     seconds = {count: _seconds(step, count) for count in candidates} if len(candidates) > 1 else {1: 0.0}
     torch.set_num_threads(min(seconds, key=seconds.get))
 

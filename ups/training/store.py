@@ -11,12 +11,14 @@ Everything is written to a temporary name, synced and renamed.
 import json
 import os
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ups.console import console
 from ups.errors import UserError
 from ups.files import write, write_json
 from ups.training.identity import Identity, differences
@@ -53,10 +55,10 @@ class Entry:
         for file in self._states():
             try:
                 return torch.load(file, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, ValueError) as error:
+            except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
                 aside = file.with_suffix(".damaged")
                 os.replace(file, aside)
-                print(f"warning: {file} cannot be read ({type(error).__name__}); set aside as {aside.name}")
+                console.print(f"warning: {file} cannot be read ({type(error).__name__}); set aside as {aside.name}")
         return None
 
     def save_best(self, network: nn.Module) -> None:
