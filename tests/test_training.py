@@ -193,14 +193,14 @@ def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):
     train(training(teacher, data, tmp_path, steps=200, evaluations=1), [], RUNTIME)
     stage = ConsistencyDistill(teacher, levels=6, evaluations_per_step=1, members=2)
     batches = lambda: [batch_at(data.train, 32, 1, 5, step) for step in range(8)]
-    own = sum(float(stage.loss(batch)[0]) for batch in batches())
+    own = sum(stage.loss(batch)[0].item() for batch in batches())
     network = stage.network
     denoise = network.denoise
     # Zero wherever the boundary condition allows it: the point itself at sigma_min, zero above.
     network.denoise = lambda z, sigma, *context: torch.where(
         sigma <= stage.sigma_min * 1.001, z, 0 * denoise(z, sigma, *context)
     )
-    zero = sum(float(stage.loss(batch)[0]) for batch in batches())
+    zero = sum(stage.loss(batch)[0].item() for batch in batches())
     assert own < 0.9 * zero
 
 
