@@ -30,7 +30,8 @@ def metrics_of(folder: Path) -> list[dict]:
 
 
 def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
-    chain = ["stage=consistency_distill", *SMALL, "stage.requires.evaluations=2", "stage.requires.requires.evaluations=2"]
+    validated = ["stage.requires.evaluations=2", "stage.requires.requires.evaluations=2"]
+    chain = ["stage=consistency_distill", *SMALL, *validated]
     answer = command("train.py", *chain)
     assert answer.returncode == 0, answer.stderr
     (folder,) = run_folders(tmp_path)

@@ -2,10 +2,9 @@
 
 A flux form keeps the sum over the cells. The sum that Burgers' equation keeps is of cell averages; of point values it
 jitters as a shock moves through a cell, by 2e-4 at nu 0.001 and 256 points (the `crmse` of persistence, which keeps it
-too, in evaluate.py's table). A network that keeps the sum of point values must put that jitter somewhere, and puts it at
-the shock: most of its error. The average of a cell can
-be read from the values around it, if they are seen relative to their own range, since a shock's position shows in the
-last percent of the jump.
+too, in evaluate.py's table). A network that keeps the sum of point values must put that jitter somewhere, and puts it
+at the shock: most of its error. The average of a cell can be read from the values around it, if they are seen relative
+to their own range, since a shock's position shows in the last percent of the jump.
 
 Shapes: B batch, N points, W window.
 """
