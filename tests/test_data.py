@@ -60,14 +60,13 @@ def test_spectral_solver_is_exact_where_it_is_chosen(nu):
 
 def test_finite_volumes_converge_with_second_order():
     kappa, times = 0.01 / math.pi, [0.0, 0.5]
-    truth = cole_hopf(initial(2048), kappa, times[1:], cell_centres(512)[::8])
     errors = []
     for points in (128, 256, 512):
         u = finite_volume(initial(points), kappa, times)[:, 1:]
-        offset = cole_hopf(initial(2048), kappa, times[1:], cell_centres(points)[:: points // 64])
-        errors.append(nrmse(u[..., :: points // 64], offset))
+        truth = cole_hopf(initial(2048), kappa, times[1:], cell_centres(points)[:: points // 64])
+        errors.append(nrmse(u[..., :: points // 64], truth))
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert min(orders) > 1.7 and errors[-1] < 1e-3, (orders, errors, truth.shape)
+    assert min(orders) > 1.7 and errors[-1] < 1e-3, (orders, errors)
 
 
 @pytest.mark.parametrize("method", [finite_volume, spectral])
@@ -77,13 +76,13 @@ def test_solvers_conserve_the_mean(method):
     assert torch.allclose(advanced.mean(-1), u.mean(-1), atol=1e-12)
 
 
-@pytest.mark.parametrize(("nu", "bound"), [("0.001", 3e-4), ("0.01", 2e-4)])
+@pytest.mark.parametrize(("nu", "bound"), [("0.001", 1.5e-3), ("0.01", 1e-3)])
 def test_solver_agrees_with_pdebench_files(nu, bound):
     """Their trajectories solved again from their own first frame."""
     with h5py.File(foreign(f"1D_Burgers_Sols_Nu{nu}_n16.hdf5")) as file:
         reference = torch.from_numpy(file["tensor"][:2, ::25])
     u = solve(reference[:, 0], float(nu) / math.pi, [0.25 * k for k in range(9)])
-    assert nrmse(u[:, 1:], reference[:, 1:]) < bound * 5
+    assert nrmse(u[:, 1:], reference[:, 1:]) < bound
 
 
 def test_exact_solution_agrees_with_deepxde():
