@@ -20,8 +20,8 @@ from ups.errors import Interrupted, UserError
 from ups.paths import CONFIG_FOLDER
 
 
-def run(main: Callable[[], None], config_name: str) -> None:
-    """Run a function that `hydra.main` made of the config `config_name`."""
+def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None) -> None:
+    """Run a function that `hydra.main` made of the config `config_name`, and `finish` after it whatever it came to."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal
@@ -38,6 +38,9 @@ def run(main: Callable[[], None], config_name: str) -> None:
         if not str(error).startswith("Config group override must be a string"):
             raise
         _fail("a group takes the name of an option, not null: leave it out, or use logger=none")
+    finally:
+        if finish:
+            finish()
 
 
 @contextmanager

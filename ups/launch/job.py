@@ -1,0 +1,58 @@
+"""What is sent to a machine: the script with its overrides, and the environment with its secrets."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ups.errors import UserError
+from ups.launch.repository import Source
+
+SCRIPT = Path(__file__).with_name("onstart.sh")
+MAX_BYTES = 4000  # the documents of the field's limit disagree from 4048 on
+END_MARK = ": end of onstart.sh\n"
+
+
+@dataclass(frozen=True)
+class Job:
+    """`prove`: destroy after success only once the results are proven saved. `secrets` go into the environment only."""
+
+    source: Source
+    overrides: tuple[str, ...]
+    gpus: int
+    auto_shutdown: bool
+    prove: bool
+    on_failure: str
+    settings: dict[str, str]
+    secrets: dict[str, str]
+    page: Callable[[str], str | None]  # W&B's address of the run with that id
+
+    @property
+    def script(self) -> str:
+        """onstart.sh without its comments, after the overrides, each one word whatever is in it."""
+        shebang, *lines = SCRIPT.read_text().splitlines(keepends=True)
+        words = "set -- " + " ".join(map(shlex.quote, self.overrides)) + "\n"
+        script = shebang + words + "".join(line for line in lines if not line.lstrip().startswith("#"))
+        size = len(script.encode())
+        if size > MAX_BYTES:
+            raise UserError(
+                f"the machine's script has {size} bytes, {MAX_BYTES} are sure to arrive whole: the overrides take "
+                f"{len(words.encode())}; put them into a preset in conf/experiment/ and push it"
+            )
+        assert script.endswith(END_MARK)
+        return script
+
+    def environment(self, label: str, deadline: float) -> dict[str, str]:
+        values = {
+            "UPS_REPO": self.source.url,
+            "UPS_BRANCH": self.source.branch,
+            "UPS_COMMIT": self.source.commit,
+            "UPS_GPUS": str(self.gpus),
+            "UPS_DEADLINE": str(int(deadline)),
+            "UPS_SHUTDOWN": "1" if self.auto_shutdown else "",
+            "UPS_PROVE": "1" if self.prove else "",
+            "UPS_ON_FAILURE": self.on_failure,
+            "WANDB_RUN_ID": label,  # a start after a stop goes on in the same run
+            "WANDB_RESUME": "allow",
+        }
+        return values | self.settings | self.secrets

@@ -1,0 +1,84 @@
+"""What this machine has rented: a folder with one JSON file for each rental, written before Vast is asked."""
+
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ups.files import write_json
+
+PREFIX = "ups-until-"
+ASKED, LOADING, RUNNING, DESTROYED, NOT_RENTED = "asked", "loading", "running", "destroyed", "not rented"
+
+
+@dataclass
+class Rental:
+    """Times in seconds since 1970, prices in dollars an hour. instance_id is None until Vast has given one."""
+
+    label: str
+    offer_id: int
+    machine_id: int
+    gpu: str
+    price_per_hour: float
+    cost_limit: float
+    asked: float
+    deadline: float
+    commit: str
+    branch: str
+    overrides: list[str]
+    run_folder: str
+    wandb_url: str | None
+    instance_id: int | None = None
+    state: str = ASKED
+    ended: float | None = None
+    machine_failed: str | None = None  # why the machine is not taken again
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def cost(self) -> float:
+        """Dollars so far, by the clock: a little more than the bill, which begins when the machine has loaded."""
+        if self.state == NOT_RENTED:
+            return 0.0
+        return max((self.ended or time.time()) - self.asked, 0.0) / 3600 * self.price_per_hour
+
+    @property
+    def is_open(self) -> bool:
+        return self.state not in (DESTROYED, NOT_RENTED)
+
+
+class Ledger:
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def save(self, rental: Rental) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{rental.label}.json", asdict(rental))
+
+    def rentals(self) -> list[Rental]:
+        """The oldest first."""
+        found = [Rental(**json.loads(file.read_text())) for file in self.folder.glob(f"{PREFIX}*.json")]
+        return sorted(found, key=lambda rental: rental.asked)
+
+    def failed_machines(self) -> set[int]:
+        return {rental.machine_id for rental in self.rentals() if rental.machine_failed}
+
+    def end(self, rental: Rental, state: str, note: str | None = None) -> None:
+        rental.state, rental.ended = state, time.time()
+        if note:
+            rental.notes.append(note)
+        self.save(rental)
+
+
+def new_label(deadline: float) -> str:
+    """Unique, and readable to `reap` from any clone: it says when the rental ends."""
+    return f"{PREFIX}{datetime.fromtimestamp(deadline, timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def deadline_of(label: str) -> float | None:
+    try:
+        stamp = datetime.strptime(label.removeprefix(PREFIX)[:16], "%Y%m%dT%H%M%SZ")
+    except ValueError:
+        return None
+    return stamp.replace(tzinfo=timezone.utc).timestamp()

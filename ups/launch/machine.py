@@ -1,0 +1,82 @@
+"""On the rented machine, once the repo is there: train, go on after a kill, prove that the results are saved.
+
+    python -m ups.launch.machine FOLDER OVERRIDES...          (onstart.sh runs it)
+
+Ends with 0 only if the training is complete and, unless `vast.allow_loss` was given, its results were proven saved.
+Reads UPS_DEADLINE, UPS_GPUS, UPS_PROVE and UPS_PAUSE. Needs nothing but the standard library.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+STARTS = 3  # of a training that is killed; each goes on from its last state
+SECONDS_TO_SAVE = 300  # of the rental are kept for the upload of an unfinished state; a tenth of a short one
+SECONDS_TO_STOP = 60  # from the signal to the kill
+PROOFS_AFTER_FAILURE = 3
+OUT_OF_TIME = 124
+
+
+def main(folder: Path, overrides: list[str]) -> int:
+    unsaved = folder / "unsaved"  # while it is there the deadline stops the machine instead of destroying it
+    code = 0 if unsaved.exists() else train(folder, overrides, float(os.environ["UPS_DEADLINE"]))
+    if not os.environ.get("UPS_PROVE"):
+        return code
+    pause = 2 * float(os.environ.get("UPS_PAUSE", 4))
+    if code == 0:
+        unsaved.touch()
+        while not proven(folder):  # until the deadline
+            time.sleep(pause)
+            pause = min(2 * pause, 300)
+        unsaved.unlink()
+    elif not any(proven(folder) for _ in range(PROOFS_AFTER_FAILURE)):
+        say("what there is of the training was not saved")
+    return code
+
+
+def train(folder: Path, overrides: list[str], deadline: float) -> int:
+    """The exit code of train.py, OUT_OF_TIME if it had to be stopped."""
+    gpus = os.environ.get("UPS_GPUS", "1")
+    torchrun = [] if gpus == "1" else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", gpus]
+    command = [sys.executable, *torchrun, "train.py", *overrides, f"hydra.run.dir={folder / 'run'}"]
+    code = OUT_OF_TIME
+    for start in range(1, STARTS + 1):
+        left = deadline - time.time()
+        if left <= 0:
+            say("the deadline is over")
+            return OUT_OF_TIME
+        code = run(command, left - min(SECONDS_TO_SAVE, left / 10))
+        if code < 128:
+            break
+        say(f"training killed by signal {code - 128}, start {start} of {STARTS}")
+    return code
+
+
+def run(command: list[str], seconds: float) -> int:
+    """Like a shell: 128 + the signal's number for a process that was killed, OUT_OF_TIME after `seconds`."""
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        say("the deadline is near: the training is stopped, its state saved")
+        process.terminate()
+        try:
+            process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return OUT_OF_TIME
+    return code if code >= 0 else 128 - code
+
+
+def proven(folder: Path) -> bool:
+    return subprocess.run([sys.executable, "-m", "ups.runs.proof", str(folder / "run")]).returncode == 0
+
+
+def say(text: str) -> None:
+    print(f"ups {time.strftime('%T', time.gmtime())} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

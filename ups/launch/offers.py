@@ -1,0 +1,105 @@
+"""Which machine, and until when: the config's filters as a search, and the money's limits as one deadline."""
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+from ups.errors import UserError
+
+BID_ABOVE_MINIMUM = 1.1
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Offer:
+    """price: dollars an hour with the disk; traffic: dollars for the run's downloads; hours: how long it may run."""
+
+    id: int
+    machine_id: int
+    gpu: str
+    memory: float  # GB of each GPU
+    place: str
+    reliability: float
+    price: float
+    bid: float | None
+    traffic: float
+    hours: float
+
+    @property
+    def cost(self) -> float:
+        """Dollars at the deadline: what the run costs at most."""
+        return self.price * self.hours + self.traffic
+
+
+def query(wanted: DictConfig, hours: float, disk: float) -> dict:
+    """In the units of the API: memory in MB, durations in seconds."""
+    filters = {
+        "rentable": {"eq": True},
+        "num_gpus": {"eq": wanted.gpus},
+        "gpu_ram": {"gte": wanted.gpu_memory * 1000},
+        "disk_space": {"gte": disk},
+        "reliability": {"gte": wanted.reliability},
+        "cuda_max_good": {"gte": wanted.cuda},
+        "duration": {"gte": hours * 3600},
+    }
+    if wanted.verified:
+        filters |= {"verified": {"eq": True}, "external": {"eq": False}}
+    if wanted.gpu:
+        filters["gpu_name"] = {"in": [name.replace("_", " ") for name in wanted.gpu]}
+    if wanted.region:
+        filters["geolocation"] = {"in": list(wanted.region)}
+    return filters
+
+
+def rank(rows: list[dict], vast: DictConfig, money: float, shunned: set[int]) -> list[Offer]:
+    """What may be rented, the cheapest for `vast.max_hours` first. `money`: dollars this run may still cost."""
+    offers = [offer_of(row, vast, money) for row in rows if row["machine_id"] not in shunned]
+    affordable = [offer for offer in offers if offer.price <= vast.max_price and offer.hours >= vast.min_hours]
+    return sorted(affordable, key=lambda offer: offer.price * vast.max_hours + offer.traffic)
+
+
+def offer_of(row: dict, vast: DictConfig, money: float) -> Offer:
+    price, bid = row["dph_total"], None
+    if vast.interruptible:
+        bid = vast.bid or round(row["min_bid"] * BID_ABOVE_MINIMUM, 4)
+        price += bid - (row.get("dph_base") or row["min_bid"])  # the disk's share stays
+    traffic = vast.traffic * (row.get("inet_down_cost") or 0.0)
+    return Offer(
+        id=row["id"], machine_id=row["machine_id"], gpu=f"{row['num_gpus']}x {row['gpu_name']}",
+        memory=row["gpu_ram"] / 1000, place=row.get("geolocation") or "?", reliability=row.get("reliability2") or
+        row.get("reliability") or 0.0, price=price, bid=bid, traffic=traffic,
+        hours=min(vast.max_hours, max(money - traffic, 0.0) / price),
+    )  # fmt: skip
+
+
+def nothing(found: int, vast: DictConfig, shunned: int) -> UserError:
+    """Why there is nothing to rent."""
+    if not found:
+        return UserError("no offer fits: loosen vast.offer.* (gpu, gpu_memory, reliability, cuda, region) or vast.disk")
+    return UserError(
+        f"{found} offers fit vast.offer, none the money: raise vast.max_price={vast.max_price}, vast.max_cost="
+        f"{vast.max_cost}, or lower vast.min_hours={vast.min_hours}"
+        + (f"; {shunned} machines that failed before are left out (see vast.ledger)" if shunned else "")
+    )
+
+
+def table(offers: list[Offer]) -> Table:
+    picture = Table(title="The best offers; the first is taken", title_justify="left")
+    for column in ("offer", "GPU", "GB", "place", "reliable", "$/h with disk", "hours", "at most $"):
+        picture.add_column(column, justify="left" if column in ("GPU", "place") else "right")
+    for offer in offers[:SHOWN]:
+        picture.add_row(
+            str(offer.id), offer.gpu, f"{offer.memory:.0f}", offer.place, f"{offer.reliability:.3f}",
+            f"{offer.price:.3f}", f"{offer.hours:.1f}", f"{offer.cost:.2f}",
+        )  # fmt: skip
+    return picture
+
+
+def reason(offers: list[Offer], vast: DictConfig) -> str:
+    best = offers[0]
+    limit = "vast.max_hours" if best.hours == vast.max_hours else "vast.max_cost"
+    return (
+        f"offer {best.id} on machine {best.machine_id}: the cheapest of {len(offers)} for {vast.max_hours:g} h, "
+        f"${best.price:.3f} an hour; {limit} ends it after {best.hours:.2f} h and ${best.cost:.2f} at most"
+    )

@@ -1,0 +1,83 @@
+#!/bin/sh
+# What a rented machine runs, at every start: clone, install, hand over to ups/launch/machine.py, destroy itself.
+# The launcher writes `set -- OVERRIDES` at its top, drops the comments and sends the rest as it stands. Values come in
+# the environment: UPS_REPO, UPS_BRANCH, UPS_COMMIT, UPS_DEADLINE (seconds since 1970), UPS_SHUTDOWN (1 or nothing),
+# UPS_ON_FAILURE (destroy | hold) and what machine.py reads. Vast gives CONTAINER_ID and CONTAINER_API_KEY.
+# UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
+cd /
+W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} I=${CONTAINER_ID:-${VAST_CONTAINERLABEL#C.}} T=$UPS_DEADLINE
+export I P GIT_TERMINAL_PROMPT=0 PIP_BREAK_SYSTEM_PACKAGES=1
+say() { echo "ups $(date -u +%T) $*"; }
+
+# Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone (a 404
+# alone is no proof: a bad key answers it too). Every sixth try is a stop, which at least ends the GPU's bill. While the
+# file of its second argument is there, the disk holds results that are saved nowhere else: stopped, not destroyed.
+END='
+import json, os, sys, time, urllib.request as web
+env = os.environ.get
+def say(text):
+  try: print("ups", text, flush=True)
+  except OSError: pass
+def call(method, body=None):
+  try:
+    r = web.urlopen(web.Request("%s/api/v0/instances/%s/" % (env("VAST_URL") or "https://console.vast.ai", env("I")),
+      body, {"Authorization": "Bearer " + key, "Content-Type": "application/json"}, method=method), timeout=20)
+  except web.HTTPError as error: r = error
+  except Exception as error: return {"error": error}
+  try: return json.load(r)
+  except Exception: return {"error": r.status}
+key, n = env("CONTAINER_API_KEY"), 0
+if not env("I") or not key:
+  sys.exit(say("CONTAINER_%s not set - cannot auto-shutdown" % ("API_KEY" if env("I") else "ID")))
+while time.time() < float(sys.argv[1]): time.sleep(1)
+while 1:
+  n += 1
+  stop = n % 6 == 0 or os.path.exists(sys.argv[2])
+  a = call("PUT", b"{\"state\": \"stopped\"}") if stop else call("DELETE", b"{}")
+  time.sleep(float(env("P")))
+  b = call("GET")
+  if b.get("error") == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
+  say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), b.get("error"), env("I")))
+  time.sleep(float(env("P")) * 2 ** min(n, 6))
+'
+retry() {
+  for k in 1 2 4 8; do "$@" && return; say "$1 failed, again in $((k * P)) s"; sleep $((k * P)); done
+  "$@"
+}
+clone() {
+  [ -d repo ] && return
+  command -v git >/dev/null || { apt-get -qq update && apt-get -qq install -y git; } || return
+  rm -rf part && git init -q part || return
+  # shellcheck disable=SC2016 # git's own shell reads the token, from the environment
+  set -- -C part -c credential.helper='!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
+  git "$@" fetch -q "$UPS_REPO" "$UPS_COMMIT" || git "$@" fetch -q "$UPS_REPO" "$UPS_BRANCH" || return
+  git -C part checkout -q "$UPS_COMMIT" && mv part repo
+}
+# The image's torch stays; what only the launcher and the tests need is left out.
+install() {
+  python3 -c 'import torch' && t='torch|'
+  grep -vE "^(${t:-}vastai|pytest|ruff|shellcheck)" repo/requirements.txt >need && python3 -m pip install -q -r need
+}
+main() {
+  exec 9<.
+  flock -n 9 || { say "already running"; return; }
+  end=complete
+  if [ -e saved ] || { retry clone && retry install && (cd repo && python3 -m ups.launch.machine "$W" "$@"); }; then
+    touch saved
+  else
+    end="failed ($?)"
+    [ "$UPS_ON_FAILURE" = destroy ] || UPS_SHUTDOWN=
+  fi
+  [ -n "$UPS_SHUTDOWN" ] || { say "Training $end - kept until the deadline"; return; }
+  say "Training $end - auto-shutdown in 10 seconds..."
+  sleep $((P * 5 / 2))
+  python3 -c "$END" 0 ""
+}
+# The dead-man timer, in a session of its own: it outlives this script. A machine that was started again to save what
+# its deadline left unsaved has a quarter of an hour for it.
+N=$(($(date +%s) + 900))
+[ -e "$W/unsaved" ] && [ "$T" -lt $N ] && T=$N
+setsid python3 -c "$END" "$T" "$W/unsaved" &
+mkdir -p "$W"
+cd "$W" && main "$@" 2>&1 | tee -a log
+: end of onstart.sh

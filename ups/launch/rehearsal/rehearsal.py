@@ -1,0 +1,60 @@
+"""The whole rental on this computer: the real launcher, script and training against stand-ins for Vast and W&B."""
+
+import os
+import secrets
+import subprocess
+import sysconfig
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ups.console import console
+from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, offer
+
+POLL_SECONDS = 0.5
+
+
+@contextmanager
+def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
+    """The config to launch with while this computer plays the service; machines are folders in `folder`/machines."""
+    machines = folder.resolve() / "machines"
+    environment = inherited_environment(machines) | {"PATH": f"{interpreter(machines)}:{os.environ['PATH']}"}
+    with VastServer(secrets.token_hex(32), machines, environment) as service:
+        service.offers = offers_that_fit(cfg.vast.offer)
+        before = dict(os.environ)
+        os.environ |= {"VAST_URL": service.url, "VAST_API_KEY": service.key}
+        console.print(f"rehearsal: the service is {service.url}, machines are in {machines}; nothing is rented")
+        here = OmegaConf.merge(
+            cfg, {"vast": {"follow": True, "poll_seconds": POLL_SECONDS, "ledger": str(folder / "rentals")}}
+        )
+        try:
+            yield here
+        finally:
+            os.environ.clear()
+            os.environ |= before
+        left = f"instances {sorted(service.rows)} are left" if service.rows else "the instance destroyed itself"
+        console.print(f"rehearsal: {left}")
+
+
+def interpreter(machines: Path) -> Path:
+    """The folder of a Python that sees this one's packages, as an image has torch, and installs into its own."""
+    home = machines / "image"
+    venv.create(home, with_pip=False, symlinks=True)
+    site = subprocess.run(
+        [home / "bin" / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    Path(site, "image.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return home / "bin"
+
+
+def offers_that_fit(wanted: DictConfig) -> list[dict]:
+    changes = {"num_gpus": wanted.gpus, "gpu_ram": max(24564, wanted.gpu_memory * 1000), "cuda_max_good": wanted.cuda}
+    if wanted.gpu:
+        changes["gpu_name"] = wanted.gpu[0].replace("_", " ")
+    if wanted.region:
+        changes["geolocation"] = f"Somewhere, {wanted.region[0]}"
+    return [offer(number, **changes) for number in range(6)]

@@ -1,0 +1,149 @@
+"""Vast's API through its own SDK, with what the SDK leaves to its caller: answers that lie, and answers that lack.
+
+Facts about the service (docs.vast.ai): a refused request may come back as 200 with `success: false`; a bad key answers
+404; the list and the single read are the only proof that an instance is gone.
+"""
+
+import os
+import time
+from collections.abc import Callable
+
+import requests
+import vastai
+
+from ups.console import console
+from ups.errors import UserError
+
+STRANGE = (ValueError, KeyError, TypeError)  # what the SDK raises of an answer in another shape than it expects
+TRIES = 5  # of a request that may be repeated
+
+
+class NotRented(Exception):
+    """The offer is taken or was refused; nothing was rented by this request."""
+
+
+class Unclear(Exception):
+    """The answer does not say whether something was rented: look for the label."""
+
+
+class Vast:
+    """`pause`: seconds before the first repeat of a request (Vast allows one destroy every 3 s); it doubles.
+    `timeout`: seconds for an answer."""
+
+    def __init__(self, pause: float, timeout: float):
+        self.pause = pause
+        try:
+            # The SDK's own repeats span 0.4 s, and it repeats what must not be.
+            self.sdk = vastai.VastAI(retry=1, server_url=os.environ.get("VAST_URL"))
+        except RuntimeError:
+            raise UserError("no key of Vast: export VAST_API_KEY=KEY, or vastai set api-key KEY") from None
+        self.sdk.client.timeout = timeout
+
+    def search(self, query: dict, interruptible: bool, disk: float) -> list[dict]:
+        """Offers, their `dph_total` in dollars an hour with `disk` GB."""
+        kind = "bid" if interruptible else "on-demand"
+        return self._repeat(
+            lambda: self.sdk.search_offers(
+                query=dict(query), type=kind, order="dph_total", limit=64, storage=disk, no_default=True
+            )
+        )
+
+    def create(self, offer_id: int, **settings) -> int:
+        """The instance's id; the answer itself holds a secret and goes nowhere. Sent once: a repeat may rent twice.
+
+        Raises `NotRented`, `Unclear`, or `UserError` for a bad key or a request that Vast finds wrong.
+        """
+        for attempt in range(1, TRIES + 1):
+            try:
+                answer = self.sdk.create_instance(offer_id, cancel_unavail=True, ssh=True, direct=True, **settings)
+                break
+            except requests.HTTPError as error:
+                status, answer = error.response.status_code, _json(error.response)
+                if status == 429 and attempt < TRIES:  # refused before it was looked at
+                    time.sleep(self.pause * 2**attempt)
+                    continue
+                if status >= 500:
+                    raise Unclear(f"{status}") from error
+                _refuse_bad_key(error)
+                break
+            except (requests.RequestException, ValueError) as error:
+                raise Unclear(type(error).__name__) from error
+        instance_id = answer.get("new_contract")
+        if answer.get("success") is True and isinstance(instance_id, int):
+            return instance_id
+        reason = str(answer.get("error") or answer.get("msg") or "no reason given")
+        if isinstance(instance_id, int):  # refused (a bid too low), and yet there is a stopped instance
+            if not self.destroy(instance_id):
+                raise Unclear(reason)
+            raise NotRented(reason)
+        if answer.get("success") is True:
+            raise Unclear("no id in the answer")
+        raise NotRented(reason)
+
+    def show(self, instance_id: int) -> dict | None:
+        """One instance, None if it does not exist; the row holds the environment's secrets."""
+        try:
+            return self._repeat(lambda: self.sdk.show_instance(instance_id))
+        except requests.HTTPError as error:
+            if _json(error.response).get("error") == "no_such_instance":
+                return None
+            raise
+
+    def instances(self, prefix: str) -> list[dict]:
+        """All whose label starts with `prefix`."""
+        rows = self._repeat(self.sdk.show_instances)
+        return [row for row in rows if (row.get("label") or "").startswith(prefix)]
+
+    def destroy(self, instance_id: int) -> bool:
+        """True only if a read after it shows that the instance is gone."""
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                self.sdk.destroy_instance(instance_id)
+            except (requests.RequestException, ValueError) as error:
+                console.print(f"destroy {instance_id}: {_reason(error)}")  # the read decides
+            try:
+                if self.show(instance_id) is None:
+                    return True
+            except (requests.RequestException, UserError, *STRANGE) as error:
+                console.print(f"show {instance_id}: {_reason(error)}")
+        return False
+
+    def logs(self, instance_id: int, tail: int) -> str:
+        answer = self._repeat(lambda: self.sdk.logs(instance_id, tail=str(tail)))
+        return answer if isinstance(answer, str) else str(answer.get("msg", ""))
+
+    def _repeat(self, request: Callable):
+        """Reads: through rate limits and lost connections."""
+        for attempt in range(1, TRIES + 1):
+            try:
+                return request()
+            except requests.HTTPError as error:
+                _refuse_bad_key(error)
+                if attempt == TRIES or error.response.status_code not in (429, 500, 502, 503, 504):
+                    raise
+            except (requests.ConnectionError, requests.Timeout, *STRANGE) as error:
+                if attempt == TRIES:
+                    raise UserError(
+                        f"no usable answer of {self.sdk.client.server_url} ({_reason(error)}): is it reachable?"
+                    ) from error
+            time.sleep(self.pause * 2 ** (attempt - 1))
+        raise AssertionError("unreachable")
+
+
+def _refuse_bad_key(error: requests.HTTPError) -> None:
+    if error.response.status_code in (401, 403) or _json(error.response).get("error") == "auth_error":
+        raise UserError("Vast refuses the key: vastai set api-key KEY, or export VAST_API_KEY=KEY") from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _json(response: requests.Response) -> dict:
+    try:
+        content = response.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,29 @@
+"""Builds the networks of a chain and forgets them: the check of what only they know, before a machine is rented.
+
+    python -m ups.runs.building stage=diffusion_residual model.width=64
+"""
+
+import sys
+
+from hydra import compose, initialize_config_dir
+
+from ups.cli import run
+from ups.config import check
+from ups.paths import CONFIG_FOLDER
+from ups.training.identity import identity_of
+from ups.training.obtain import build_stage
+from ups.training.runtime import set_up
+
+
+def main() -> None:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
+        cfg = compose("train", overrides=sys.argv[1:])
+    check(cfg)
+    runtime = set_up(device="cpu", threads=1)
+    stage = None
+    for identity in identity_of(cfg).chain():
+        stage = build_stage(identity, stage, runtime)
+
+
+if __name__ == "__main__":
+    run(main, "train")
