@@ -10,7 +10,7 @@ export I P GIT_TERMINAL_PROMPT=0 PIP_BREAK_SYSTEM_PACKAGES=1
 say() { echo "ups $(date -u +%T) $*"; }
 
 # Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone (a 404
-# alone is no proof: a bad key answers it too). Every sixth try is a stop, which at least ends the GPU's bill. While the
+# alone is no proof: a bad key answers it too, and so does the key of what is gone). Every sixth try is a stop, which at least ends the GPU's bill. While the
 # file of its second argument is there, the disk holds results that are saved nowhere else: stopped, not destroyed.
 END='
 import json, os, sys, time, urllib.request as web
@@ -26,7 +26,7 @@ def call(method, body=None):
   except Exception as error: return {"error": error}
   try: return json.load(r)
   except Exception: return {"error": r.status}
-key, n = env("CONTAINER_API_KEY"), 0
+key, n, ok, pause = env("CONTAINER_API_KEY"), 0, 0, float(env("P")) + .1
 if not env("I") or not key:
   sys.exit(say("CONTAINER_%s not set - cannot auto-shutdown" % ("API_KEY" if env("I") else "ID")))
 while time.time() < float(sys.argv[1]): time.sleep(1)
@@ -34,11 +34,13 @@ while 1:
   n += 1
   stop = n % 6 == 0 or os.path.exists(sys.argv[2])
   a = call("PUT", b"{\"state\": \"stopped\"}") if stop else call("DELETE", b"{}")
-  time.sleep(float(env("P")))
+  time.sleep(pause)
   b = call("GET")
   if b.get("error") == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
-  say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), b.get("error"), env("I")))
-  time.sleep(float(env("P")) * 2 ** min(n, 6))
+  ok |= a.get("success") is True and not stop
+  if not ok or b.get("error") != "auth_error":
+    say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), b.get("error"), env("I")))
+  time.sleep(pause * 2 ** min(n - 1, 6))
 '
 retry() {
   for k in 1 2 4 8; do "$@" && return; say "$1 failed, again in $((k * P)) s"; sleep $((k * P)); done

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -53,7 +53,7 @@ class Request:
 
 
 class Machine:
-    """An instance as processes on this computer. Everything that inherits its CONTAINER_ID dies with it."""
+    """An instance as processes on this computer. Everything that inherits its environment dies with it."""
 
     def __init__(self, folder: Path, shell: str, environment: dict[str, str]):
         self.folder, self.shell, self.environment = folder, shell, environment
@@ -81,7 +81,7 @@ class Machine:
         mine = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("CONTAINER_ID") == self.environment["CONTAINER_ID"]:
+                if process.environ().get("UPS_MACHINE") == self.environment["UPS_MACHINE"]:
                     mine.append(process)
             except (psutil.Error, OSError):
                 continue
@@ -107,6 +107,8 @@ class VastServer:
         self.faults: list[Fault] = []
         self.stays_loading: set[int] = set()  # machine ids
         self.exits: set[int] = set()
+        self.keys_outlive = False  # the key of an instance that is gone: still answered (no_such_instance), or refused
+        self.keys_gone: set[str] = set()
         self.lock = threading.RLock()
         self.released = threading.Event()  # ends answers that hang
 
@@ -175,6 +177,10 @@ class VastServer:
             http.connection.shutdown(socket.SHUT_RDWR)
             return
         status, content = answer
+        with suppress(BrokenPipeError, ConnectionResetError):  # a client that did not wait for it
+            self._write(http, status, content)
+
+    def _write(self, http: BaseHTTPRequestHandler, status: int, content: dict | str) -> None:
         text = content if isinstance(content, str) else json.dumps(content)
         http.send_response(status)
         http.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
@@ -188,6 +194,8 @@ class VastServer:
             return 200, machine.output() if machine else ""
         one = re.fullmatch(r"/api/v0/instances/(?:(request_logs)/)?(\d+)/", path)
         row = self.rows.get(int(one[2])) if one else None
+        if self.keys_outlive and key in self.keys_gone:
+            return 404, {"success": False, "error": "no_such_instance", "msg": path}
         if key != self.key and not (row and key == row["instance_api_key"]):
             return 404, {"success": False, "error": "auth_error", "msg": "Invalid user key"}
         if (method, path) == ("POST", "/api/v0/bundles/"):
@@ -250,25 +258,27 @@ class VastServer:
             row["actual_status"] = "exited" if row["machine_id"] in self.exits else "running"
             if self.machines is None or row["machine_id"] in self.exits:
                 return
-            environment = self.environment | dict(row["extra_env"]) | {
-                "CONTAINER_ID": str(instance_id), "CONTAINER_API_KEY": row["instance_api_key"], "VAST_URL": self.url,
-                "UPS_FOLDER": str(self.machines / str(instance_id) / "ups"),
-            }  # fmt: skip
-            machine = Machine(self.machines / str(instance_id), self.shell, environment)
+            machine = Machine(self.machines / str(instance_id), self.shell, self.variables(instance_id))
             self.running[instance_id] = machine
         machine.start(row["onstart"])
 
-    def _destroy(self, instance_id: int) -> None:
-        self.rows.pop(instance_id)["offer"]["rentable"] = True
-        threading.Timer(1.0, self._kill, [instance_id, True]).start()  # so that the machine sees its own end
+    def variables(self, instance_id: int) -> dict[str, str]:
+        """The environment of a machine's script. UPS_MACHINE tells its processes from others'."""
+        row = self.rows[instance_id]
+        return self.environment | dict(row["extra_env"]) | {
+            "CONTAINER_ID": str(instance_id), "CONTAINER_API_KEY": row["instance_api_key"], "VAST_URL": self.url,
+            "UPS_FOLDER": str(self.machines / str(instance_id) / "ups"), "UPS_MACHINE": f"{self.url}/{instance_id}",
+        }  # fmt: skip
 
-    def _kill(self, instance_id: int, for_good: bool = False) -> None:
-        machine = self.running.get(instance_id)
-        if machine is None:
-            return
-        machine.kill()
-        if for_good:
-            shutil.rmtree(machine.folder / "ups", ignore_errors=True)
+    def _destroy(self, instance_id: int) -> None:
+        row = self.rows.pop(instance_id)
+        row["offer"]["rentable"] = True
+        self.keys_gone.add(row["instance_api_key"])
+        threading.Timer(1.0, self._kill, [instance_id]).start()  # so that the machine sees its own end
+
+    def _kill(self, instance_id: int) -> None:
+        if machine := self.running.get(instance_id):
+            machine.kill()
 
     def _page(self, after: int) -> dict:
         rows = [self.rows[instance_id] for instance_id in sorted(self.rows) if instance_id > after]

@@ -1,0 +1,431 @@
+"""What a rented machine runs: onstart.sh as it is sent, under bash and dash, with the real machine.py, against the
+stand-in service, which kills a machine's processes when it is destroyed. The training is a few lines that do what the
+fault says; test_launch.py has the real one.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ups.errors import UserError
+from ups.launch.job import END_MARK, MAX_BYTES, SCRIPT, Job
+from ups.launch.ledger import new_label
+from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_environment
+from ups.launch.repository import Source
+from ups.launch.service import Vast
+
+DESTROY = r"DELETE /api/v0/instances/\d+/"
+STOP = r"PUT /api/v0/instances/\d+/"
+COMPLETE = "Training complete - auto-shutdown in 10 seconds..."
+
+TRAIN = '''
+import json, os, signal, sys, time
+from pathlib import Path
+*overrides, run = sys.argv[1:]
+starts = Path("../starts")
+with open(starts, "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+start = len(starts.read_text().splitlines())
+mode = overrides[0]
+print("training, start", start, flush=True)
+if mode == "raise":
+    raise RuntimeError("a bug")
+if mode == "killed" or (mode == "killed-twice" and start < 3):
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "full":
+    Path("big").write_bytes(b"0" * 2**24)
+if mode == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode in ("hang", "deaf") or (mode == "hang-once" and start == 1):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if mode != "deaf" else None
+    time.sleep(600)
+'''
+# Proves from the third time on, or never: as W&B does that cannot be reached at the end.
+PROOF = '''
+import os, sys
+from pathlib import Path
+file = Path("../proofs")
+file.write_text((file.read_text() if file.exists() else "") + sys.argv[1] + "\\n")
+sys.exit(len(file.read_text().splitlines()) < int(os.environ.get("PROVES_AT", 1)))
+'''
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Source:
+    folder = tmp_path_factory.mktemp("repository")
+    files = {
+        "train.py": TRAIN, "requirements.txt": "torch>=2\nvastai>=99\nruff>=99\nfilelock>=3\n", "ups/__init__.py": "",
+        "ups/launch/__init__.py": "", "ups/launch/machine.py": (ROOT / "ups/launch/machine.py").read_text(),
+        "ups/runs/__init__.py": "", "ups/runs/proof.py": PROOF,
+    }  # fmt: skip
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return Source(str(folder), "main", commit(folder), None)
+
+
+def commit(folder: Path) -> str:
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "x")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+class Renter:
+    """Rents machines that run the real script; `self.server` is the service."""
+
+    def __init__(self, server: VastServer, source: Source):
+        self.server, self.source = server, source
+
+    def rent(self, *overrides: str, seconds: float = 600, **changes) -> int:
+        job = Job(
+            source=self.source, overrides=overrides, gpus=1, auto_shutdown=True, prove=True, on_failure="destroy",
+            settings={"UPS_PAUSE": "0"}, secrets={}, page=lambda label: None,
+        )  # fmt: skip
+        job = dataclasses.replace(job, **changes)
+        deadline = time.time() + seconds
+        label = new_label(deadline)
+        vast = Vast(0.1, 5)
+        offer = next(each["id"] for each in self.server.offers if each["rentable"])
+        return vast.create(
+            offer, image="i", disk=10, label=label, onstart_cmd=job.script, env=job.environment(label, deadline)
+        )
+
+    def until(self, condition, seconds: float = 30) -> None:
+        limit = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < limit, {number: self.log(number) for number in self.server.running}
+            time.sleep(0.05)
+
+    def gone(self, number: int, seconds: float = 30) -> str:
+        """Waits for the end of the rental; -> the machine's output."""
+        self.until(lambda: number not in self.server.rows, seconds)
+        machine = self.server.machine_of(number)
+        self.until(lambda: not machine.processes(), 5)
+        return machine.output()
+
+    def log(self, number: int) -> str:
+        return self.server.machine_of(number).output() if number in self.server.running else ""
+
+    def says(self, number: int, text: str, seconds: float = 30) -> None:
+        self.until(lambda: text in self.log(number), seconds)
+
+    def file(self, number: int, name: str) -> Path:
+        return self.server.machines / str(number) / "ups" / name
+
+
+@pytest.fixture(params=["bash"])
+def renter(request, repository, tmp_path, monkeypatch):
+    environment = inherited_environment(tmp_path)
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    with VastServer("account-key", tmp_path / "machines", environment, shell=request.param) as server:
+        monkeypatch.setenv("VAST_URL", server.url)
+        monkeypatch.setenv("VAST_API_KEY", server.key)
+        yield Renter(server, repository)
+
+
+both_shells = pytest.mark.parametrize("renter", ["bash", "dash"], indirect=True)
+
+
+# The script as it is sent ------------------------------------------------------------------------------------------
+
+
+def test_the_script_is_clean():
+    answer = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_the_script_fits_with_a_kilobyte_of_overrides():
+    job = Job(Source("", "", "", None), ("a" * 1000,), 1, True, True, "destroy", {}, {}, lambda label: None)
+    assert len(job.script.encode()) < MAX_BYTES and job.script.endswith(END_MARK)
+    for shell in ("bash", "dash"):
+        assert subprocess.run([shell, "-n"], input=job.script, text=True).returncode == 0
+    with pytest.raises(UserError, match="conf/experiment"):
+        dataclasses.replace(job, overrides=("a" * 1200,)).script  # noqa: B018
+
+
+AWKWARD = ("x= a  b", "y='single' \"double\"", "z=$(touch /tmp/no) `id` $HOME", "w=line\nanother", "v=\\n!;&|<>*?#~")
+
+
+@both_shells
+def test_trains_proves_and_destroys_itself(renter):
+    """And every override arrives as it was, whatever is in it."""
+    number = renter.rent("mode", *AWKWARD)
+    output = renter.gone(number)
+    (arguments,) = map(json.loads, renter.file(number, "starts").read_text().splitlines())
+    assert tuple(arguments[:-1]) == ("mode", *AWKWARD)
+    assert arguments[-1] == f"hydra.run.dir={renter.file(number, 'run')}"
+    assert renter.file(number, "proofs").read_text() == f"{renter.file(number, 'run')}\n"
+    assert output.index("training, start 1") < output.index(COMPLETE)
+    keys = {request.key for request in renter.server.sent(DESTROY)}
+    assert len(keys) == 1 and renter.server.key not in keys  # the machine's own restricted one
+    assert "BILLED" not in output
+    assert not Path("/tmp/no").exists()
+
+
+def test_waits_ten_seconds_for_the_logs(renter):
+    number = renter.rent("mode", settings={"UPS_PAUSE": "4"})
+    renter.says(number, COMPLETE)
+    said = time.time()
+    renter.gone(number)
+    assert renter.server.sent(DESTROY)[0].time - said >= 9.5
+
+
+# The fault table ---------------------------------------------------------------------------------------------------
+
+
+@both_shells
+def test_training_raises(renter):
+    output = renter.gone(renter.rent("raise"))
+    assert "RuntimeError: a bug" in output and "Training failed (1) - auto-shutdown in 10 seconds..." in output
+
+
+def test_training_killed_goes_on(renter):
+    number = renter.rent("killed-twice")
+    output = renter.gone(number)
+    assert COMPLETE in output and len(renter.file(number, "starts").read_text().splitlines()) == 3
+
+
+def test_training_killed_every_time(renter):
+    output = renter.gone(renter.rent("killed"))
+    assert output.count("training killed by signal 9") == 3 and "Training failed (137)" in output
+
+
+@both_shells
+def test_clone_fails(renter):
+    output = renter.gone(renter.rent("mode", source=dataclasses.replace(renter.source, url="/nowhere")))
+    assert output.count("clone failed, again") == 4 and "Training failed" in output
+
+
+def test_commit_gone_from_the_branch(renter, tmp_path):
+    """After a forced push: a server that still has the commit gives it, and one that has not ends the rental."""
+    folder = tmp_path / "rewritten"
+    subprocess.run(["git", "clone", "-q", renter.source.url, str(folder)], check=True)
+    git(folder, "commit", "-q", "--amend", "-m", "another")
+    there = dataclasses.replace(renter.source, url=str(folder))
+    assert COMPLETE in renter.gone(renter.rent("mode", source=there))
+    git(folder, "reflog", "expire", "--expire=now", "--all")
+    git(folder, "update-ref", "-d", "refs/remotes/origin/main")
+    git(folder, "gc", "-q", "--prune=now")
+    output = renter.gone(renter.rent("mode", source=there))
+    assert "clone failed" in output and "training" not in output
+
+
+def test_branch_deleted(renter):
+    assert COMPLETE in renter.gone(renter.rent("mode", source=dataclasses.replace(renter.source, branch="gone")))
+
+
+def test_packages_fail(renter, tmp_path):
+    folder = tmp_path / "bad"
+    subprocess.run(["git", "clone", "-q", renter.source.url, str(folder)], check=True)
+    (folder / "requirements.txt").write_text("no-such-package-of-ups @ file:///nowhere/at/all\n")
+    output = renter.gone(renter.rent("mode", source=Source(str(folder), "main", commit(folder), None)), 60)
+    assert output.count("install failed, again") == 4 and "training" not in output
+
+
+def test_disk_full(renter, tmp_path):
+    small = tmp_path / "machines"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        output = renter.gone(renter.rent("full"))
+        assert "No space left on device" in output and "Training failed" in output
+    finally:
+        renter.server.__exit__()
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_hang_past_the_deadline(renter):
+    """The training is stopped while there is time to upload its state; then the machine destroys itself."""
+    started = time.time()
+    number = renter.rent("hang", seconds=6)
+    output = renter.gone(number)
+    assert "deadline is near" in output and "Training failed (124)" in output
+    assert renter.file(number, "proofs").exists() and time.time() - started < 10
+
+
+def test_a_training_that_hears_no_signal(renter):
+    """The dead-man timer ends it."""
+    started = time.time()
+    output = renter.gone(renter.rent("deaf", seconds=6))
+    assert "Training" not in output and 5 < time.time() - started < 12
+
+
+@both_shells
+def test_main_script_killed(renter):
+    """Billed until the deadline, when the dead-man timer ends it, which is in a session of its own."""
+    started = time.time()
+    number = renter.rent("hang", seconds=6)
+    renter.says(number, "training, start 1")
+    timers = [process for process in renter.server.machine_of(number).processes() if is_timer(process)]
+    groups = {os.getpgid(process.pid) for process in renter.server.machine_of(number).processes()}
+    for group in groups - {os.getpgid(process.pid) for process in timers}:
+        os.killpg(group, signal.SIGKILL)
+    time.sleep(0.5)
+    assert len(timers) == 1 and [p.pid for p in renter.server.machine_of(number).processes()] == [timers[0].pid]
+    renter.gone(number)
+    assert 5 < time.time() - started < 12
+
+
+def is_timer(process) -> bool:
+    return "no_such_instance" in " ".join(process.cmdline()) and "python" in process.name()
+
+
+@pytest.mark.parametrize("answer", [(500, {}), (200, {"success": False}), "drop", (404, {"error": "auth_error"})])
+def test_destroy_fails_three_times(answer, renter):
+    """Tried again with growing spaces, and no answer but a read is believed."""
+    renter.server.faults.append(Fault(DESTROY, answer, times=3))
+    number = renter.rent("mode")
+    output = renter.gone(number)
+    times = [request.time for request in renter.server.sent(DESTROY)][:4]
+    spaces = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert len(spaces) == 3 and spaces[0] < spaces[1] < spaces[2]
+    assert output.count(f"end it: vastai destroy instance {number}") == 3
+
+
+def test_a_destroy_that_is_only_said_to_be_done(renter):
+    renter.server.faults.append(Fault(DESTROY, (200, {"success": True}), times=2))
+    output = renter.gone(renter.rent("mode"))
+    assert output.count("STILL BILLED") == 2
+
+
+def test_the_end_is_read_back(renter):
+    """Where the service still answers the key of an instance that is gone."""
+    renter.server.keys_outlive = True
+    assert renter.gone(renter.rent("mode")).endswith("ups destroyed\n")
+
+
+def test_destroy_hangs(renter):
+    renter.server.faults.append(Fault(DESTROY, "hang"))
+    output = renter.gone(renter.rent("mode"), 60)
+    first, second = renter.server.sent(DESTROY)[:2]
+    assert re.search(r"STILL BILLED \(.*timed out", output) and 20 < second.time - first.time < 22
+
+
+def test_destroy_fails_always(renter):
+    """After five tries a stop, which ends the bill of the GPU, and a line that says what is left."""
+    renter.server.faults.append(Fault(DESTROY, (500, {}), times=99))
+    number = renter.rent("mode")
+    renter.until(lambda: renter.server.sent(STOP))
+    assert len(renter.server.sent(DESTROY)) == 5
+    assert renter.server.sent(STOP)[0].body == {"state": "stopped"}
+    renter.until(lambda: not renter.server.machine_of(number).processes())
+    assert renter.server.rows[number]["intended_status"] == "stopped" and "STILL BILLED" in renter.log(number)
+
+
+@both_shells
+@pytest.mark.parametrize("unset", ["CONTAINER_ID", "CONTAINER_API_KEY"])
+def test_unset(unset, renter):
+    """Said at the start and at the end; the launcher's watch and `reap` are what is left."""
+    boot = renter.server.variables
+    renter.server.variables = lambda number: boot(number) | {unset: ""}
+    number = renter.rent("mode")
+    renter.says(number, COMPLETE)
+    renter.until(lambda: renter.log(number).count(f"{unset} not set - cannot auto-shutdown") == 2)
+    assert number in renter.server.rows and not renter.server.sent(DESTROY)
+
+
+def test_the_id_is_also_in_the_containers_label(renter):
+    boot = renter.server.variables
+    renter.server.variables = lambda number: boot(number) | {"CONTAINER_ID": "", "VAST_CONTAINERLABEL": f"C.{number}"}
+    number = renter.rent("mode")
+    renter.until(lambda: number not in renter.server.rows)
+
+
+def test_script_started_twice(renter):
+    number = renter.rent("hang-once")
+    renter.says(number, "training, start 1")
+    renter.server.machine_of(number).start(renter.server.rows[number]["onstart"])
+    renter.says(number, "already running")
+    assert len(renter.file(number, "starts").read_text().splitlines()) == 1
+
+
+def test_outbid_and_restarted(renter):
+    number = renter.rent("hang-once")
+    renter.says(number, "training, start 1")
+    renter.server.restart(number)
+    assert COMPLETE in renter.gone(number)
+    assert len(renter.file(number, "starts").read_text().splitlines()) == 2
+
+
+def test_a_restart_after_the_end_destroys_and_does_not_train(renter):
+    renter.server.faults.append(Fault(DESTROY, (500, {}), times=99))
+    number = renter.rent("mode")
+    renter.until(lambda: renter.server.sent(DESTROY))
+    renter.server.faults.clear()
+    renter.server.restart(number)
+    renter.gone(number)
+    assert len(renter.file(number, "starts").read_text().splitlines()) == 1
+
+
+def test_a_restart_over_the_deadline_destroys_and_does_not_train(renter):
+    number = renter.rent("hang", seconds=5)
+    renter.says(number, "training, start 1")
+    renter.server.machine_of(number).kill()
+    time.sleep(5)
+    renter.server.restart(number)
+    renter.gone(number, 10)
+    assert len(renter.file(number, "starts").read_text().splitlines()) == 1
+
+
+def test_wandb_unreachable_at_the_end(renter):
+    """Nothing is destroyed before the results are proven saved."""
+    number = renter.rent("mode", settings={"UPS_PAUSE": "1", "PROVES_AT": "3"})
+    renter.until(lambda: renter.file(number, "proofs").exists())
+    assert renter.file(number, "unsaved").exists() and not renter.server.sent(DESTROY)
+    assert COMPLETE in renter.gone(number)
+    assert len(renter.file(number, "proofs").read_text().splitlines()) == 3
+
+
+def test_wandb_unreachable_until_the_deadline(renter):
+    """Stopped, not destroyed: the disk keeps the only copy, for cents; started again, it saves and is destroyed."""
+    number = renter.rent("mode", seconds=6, settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
+    renter.until(lambda: renter.server.sent(STOP), 15)
+    renter.until(lambda: not renter.server.machine_of(number).processes())
+    assert not renter.server.sent(DESTROY) and number in renter.server.rows
+    environment = dict(renter.server.rows[number]["extra_env"]) | {"PROVES_AT": "1"}
+    renter.server.rows[number]["extra_env"] = [list(item) for item in environment.items()]
+    renter.server.restart(number)
+    assert COMPLETE in renter.gone(number)
+    assert len(renter.file(number, "starts").read_text().splitlines()) == 1
+
+
+def test_allow_loss_needs_no_proof(renter):
+    number = renter.rent("mode", prove=False)
+    renter.gone(number)
+    assert not renter.file(number, "proofs").exists()
+
+
+def test_without_auto_shutdown_it_stays_until_the_deadline(renter):
+    number = renter.rent("mode", auto_shutdown=False, seconds=6)
+    renter.says(number, "Training complete - kept until the deadline")
+    time.sleep(1)
+    assert not renter.server.sent(DESTROY)
+    renter.gone(number, 10)
+
+
+def test_on_failure_hold(renter):
+    number = renter.rent("raise", on_failure="hold", seconds=6)
+    renter.says(number, "Training failed (1) - kept until the deadline")
+    time.sleep(1)
+    assert not renter.server.sent(DESTROY)
+    renter.gone(number, 10)

@@ -1,0 +1,276 @@
+"""From offers to a running instance, by the real SDK against the stand-in service: no fault leaves anything rented."""
+
+import dataclasses
+import time
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+
+from ups.errors import UserError
+from ups.launch import ledger as states
+from ups.launch.job import Job
+from ups.launch.ledger import Ledger, deadline_of, new_label
+from ups.launch.rehearsal.vast_server import Fault, VastServer, offer
+from ups.launch.renting import offers_for, rent
+from ups.launch.repository import Source
+from ups.launch.service import Vast
+
+CREATE = r"PUT /api/v0/asks/\d+/"
+DESTROY = r"DELETE /api/v0/instances/\d+/"
+JOB = Job(
+    source=Source("https://host/us/ups", "main", "0" * 40, None), overrides=("stage=operator",), gpus=1,
+    auto_shutdown=True, prove=False, on_failure="destroy", settings={}, secrets={"WANDB_API_KEY": "wandb-secret"},
+    page=lambda label: None,
+)  # fmt: skip
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with VastServer("account-key") as server:
+        monkeypatch.setenv("VAST_URL", server.url)
+        monkeypatch.setenv("VAST_API_KEY", server.key)
+        yield server
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "rentals")
+
+
+def settings(*overrides: str):
+    quick = ["vast.pause=0.02", "vast.poll_seconds=0.05", "vast.loading_minutes=0.02", "vast.request_timeout=3"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return compose("launch", overrides=[*quick, *overrides]).vast
+
+
+def rent_one(ledger, *overrides: str, job: Job = JOB, money: float = 2.0):
+    chosen = settings(*overrides)
+    vast = Vast(chosen.pause, chosen.request_timeout)
+    offers = offers_for(vast, chosen, money, ledger.failed_machines(), set())
+    return rent(vast, job, chosen, ledger, money, ledger.folder, offers)
+
+
+def only_instance(server) -> dict:
+    (row,) = server.rows.values()
+    return row
+
+
+def test_the_cheapest_machine_is_rented_and_recorded(server, ledger):
+    rental = rent_one(ledger)
+    row, (create,) = only_instance(server), server.sent(CREATE)
+    assert rental.instance_id == row["id"] and rental.machine_id == 100 and row["label"] == rental.label
+    assert [each.state for each in ledger.rentals()] == [states.RUNNING]
+    assert create.body["cancel_unavail"] is True and create.body["runtype"] == "ssh_direc ssh_proxy"
+    assert create.body["onstart"] == JOB.script and create.body["disk"] == 20
+    environment = create.body["env"]
+    assert environment["UPS_COMMIT"] == "0" * 40 and environment["WANDB_RUN_ID"] == rental.label
+    assert float(environment["UPS_DEADLINE"]) == pytest.approx(rental.deadline, abs=1)
+    assert deadline_of(rental.label) == pytest.approx(rental.deadline, abs=1)
+
+
+def test_filters_and_the_disk_reach_the_search(server, ledger):
+    wanted = ["vast.offer.gpu=[RTX_4090]", "vast.offer.region=[SE]", "vast.disk=40", "vast.offer.gpu_memory=16"]
+    server.offers += [offer(20, gpu_name="RTX 3060", dph_total=0.01), offer(21, dph_total=0.01, geolocation="X, US"),
+                      offer(22, dph_total=0.01, gpu_ram=8000), offer(23, dph_total=0.01, disk_space=30.0),
+                      offer(24, dph_total=0.01, duration=60.0), offer(25, dph_total=0.01, reliability=0.5),
+                      offer(26, dph_total=0.01, cuda_max_good=11.0), offer(27, dph_total=0.01, verified=False),
+                      offer(28, dph_total=0.01, num_gpus=2)]  # fmt: skip
+    assert rent_one(ledger, *wanted).offer_id == 1000
+    (search,) = server.sent("POST /api/v0/bundles/")
+    assert search.body["allocated_storage"] == 40 and search.body["type"] == "on-demand"
+
+
+@pytest.mark.parametrize(
+    ("limits", "hours", "cost"),
+    [
+        (["vast.max_hours=2", "vast.max_cost=9", "vast.traffic=0"], 2.0, 0.62),
+        (["vast.max_hours=9", "vast.max_cost=0.62", "vast.traffic=0"], 2.0, 0.62),
+        (["vast.max_hours=9", "vast.max_cost=0.62", "vast.traffic=100"], (0.62 - 0.2) / 0.31, 0.62),
+    ],
+    ids=["hours", "dollars", "dollars-and-traffic"],
+)
+def test_hours_and_dollars_become_one_deadline(limits, hours, cost, server, ledger):
+    chosen = settings(*limits)
+    rental = rent_one(ledger, *limits, money=chosen.max_cost)
+    assert (rental.deadline - rental.asked) / 3600 == pytest.approx(hours, abs=1e-3)
+    assert rental.cost_limit == pytest.approx(cost, abs=1e-3)
+
+
+@pytest.mark.parametrize("limit", ["vast.max_price=0.2", "vast.max_cost=0.1"])
+def test_what_is_too_dear_is_not_rented(limit, server, ledger):
+    with pytest.raises(UserError, match=limit.partition("=")[0]):
+        rent_one(ledger, limit, money=settings(limit).max_cost)
+    assert not server.sent(CREATE)
+
+
+def test_an_interruptible_machine_gets_a_bid(server, ledger):
+    rental = rent_one(ledger, "vast.interruptible=true")
+    (search,), (create,) = server.sent("POST /api/v0/bundles/"), server.sent(CREATE)
+    assert search.body["type"] == "bid" and create.body["price"] == pytest.approx(0.15 * 1.1)
+    assert rental.price_per_hour == pytest.approx(0.15 * 1.1 + 0.01)
+
+
+# The fault table ---------------------------------------------------------------------------------------------------
+
+
+def test_search_empty(server, ledger):
+    server.offers = []
+    with pytest.raises(UserError, match=r"vast\.offer"):
+        rent_one(ledger)
+    assert not server.sent(CREATE)
+
+
+def test_offer_taken(server, ledger):
+    server.faults.append(Fault("PUT /api/v0/asks/1000/", (410, {"success": False, "error": "no_such_ask"})))
+    assert rent_one(ledger).offer_id == 1001
+    assert only_instance(server)["machine_id"] == 101
+    assert [each.state for each in ledger.rentals()] == [states.NOT_RENTED, states.RUNNING]
+
+
+@pytest.mark.parametrize("answer", [(500, {}), (504, "gateway"), "drop", (200, "no json"), (200, {"success": True})])
+def test_an_unclear_answer_after_the_instance_was_created(answer, server, ledger):
+    server.faults.append(Fault(CREATE, answer, after=True))
+    rental = rent_one(ledger)
+    assert only_instance(server)["id"] == rental.instance_id and len(server.sent(CREATE)) == 1
+
+
+@pytest.mark.parametrize("answer", [(500, {}), (504, "gateway"), "drop"])
+def test_an_unclear_answer_without_an_instance(answer, server, ledger):
+    server.faults.append(Fault(CREATE, answer))
+    assert rent_one(ledger).offer_id == 1001
+    assert len(server.sent(CREATE)) == 2 and len(server.rows) == 1
+
+
+def test_create_success_false(server, ledger):
+    server.faults.append(Fault(CREATE, (200, {"success": False, "error": "insufficient_credit"})))
+    assert rent_one(ledger).offer_id == 1001
+    assert len(server.rows) == 1
+    assert ledger.rentals()[0].notes == ["insufficient_credit"]
+
+
+def test_a_refusal_that_leaves_a_stopped_instance(server, ledger):
+    """A bid that is too low: an error, and an instance that bills its disk."""
+
+    class Refuses(VastServer):
+        def _create(self, offer_id, body):
+            status, content = super()._create(offer_id, body)
+            if offer_id == 1000:
+                return 400, {"success": False, "error": "bid_too_low", "new_contract": content["new_contract"]}
+            return status, content
+
+    server.__class__ = Refuses
+    assert rent_one(ledger).offer_id == 1001
+    assert len(server.rows) == 1 and len(server.sent(DESTROY)) == 1
+
+
+@pytest.mark.parametrize("answer", [(404, {"success": False, "error": "auth_error"}), (401, {})])
+@pytest.mark.parametrize("request_", ["POST /api/v0/bundles/", CREATE])
+def test_key_wrong(request_, answer, server, ledger):
+    server.faults.append(Fault(request_, answer, times=99))
+    with pytest.raises(UserError, match="refuses the key"):
+        rent_one(ledger)
+    assert not server.rows and len(server.sent(request_)) == 1
+
+
+@pytest.mark.parametrize("request_", ["POST /api/v0/bundles/", CREATE, r"GET /api/v0/instances/\d+/"])
+def test_rate_limit(request_, server, ledger):
+    server.faults.append(Fault(request_, (429, {"detail": "API requests too frequent"}), times=2))
+    rent_one(ledger)
+    assert len(server.sent(request_)) >= 3 and len(server.rows) == 1
+
+
+def test_a_machine_that_never_leaves_loading(server, ledger):
+    server.stays_loading = {100}
+    rental = rent_one(ledger)
+    assert rental.machine_id == 101 and only_instance(server)["id"] == rental.instance_id
+    failed, _ = ledger.rentals()
+    assert failed.state == states.DESTROYED and "still loading" in failed.machine_failed
+    # A later run does not take it again.
+    server.offers[1]["rentable"] = True
+    assert rent_one(ledger).machine_id != 100
+
+
+def test_a_machine_that_exits(server, ledger):
+    server.exits = {100, 101}
+    assert rent_one(ledger).machine_id == 102
+    assert len(server.rows) == 1
+    assert ledger.failed_machines() == {100, 101}
+
+
+def test_no_machine_comes_up(server, ledger):
+    server.exits = set(range(100, 110))
+    with pytest.raises(UserError, match="max_tries=2, and nothing is left rented: 100 is exited; 101 is exited"):
+        rent_one(ledger, "vast.max_tries=2")
+    assert not server.rows
+
+
+def test_failed_tries_are_paid_of_the_same_money(server, ledger):
+    server.exits = {100}
+    rental = rent_one(ledger, "vast.max_hours=99", "vast.traffic=0")
+    failed = ledger.rentals()[0]
+    hours = (rental.deadline - rental.asked) / 3600
+    assert failed.cost > 0 and hours == pytest.approx((2.0 - failed.cost) / 0.32, rel=1e-5)
+    assert hours < 2.0 / 0.32
+
+
+def test_a_script_that_arrives_cut_off(server, ledger):
+    class Cuts(VastServer):
+        def _seen(self, row):
+            return super()._seen(row) | ({"onstart": row["onstart"][:2000]} if row["machine_id"] == 100 else {})
+
+    server.__class__ = Cuts
+    assert rent_one(ledger).machine_id == 101
+    assert "cut off" in ledger.rentals()[0].machine_failed
+
+
+@pytest.mark.parametrize("answer", [(500, {}), (200, {"success": False}), "drop", "hang"])
+def test_destroy_fails_at_first(answer, server, ledger):
+    server.exits = {100}
+    server.faults.append(Fault(DESTROY, answer, times=1 if answer == "hang" else 3))
+    rental = rent_one(ledger, "vast.request_timeout=0.5")
+    assert only_instance(server)["id"] == rental.instance_id
+    assert len(server.sent(DESTROY)) == (2 if answer == "hang" else 4)
+
+
+def test_destroy_fails_always(server, ledger):
+    """The one fault that leaves a bill until the machine's own deadline: it is said, with the command that ends it."""
+    server.exits = {100}
+    server.faults.append(Fault(DESTROY, (200, {"success": False}), times=99))
+    with pytest.raises(UserError, match=r"STILL BILLED: instance \d+ .*vast\.action=destroy"):
+        rent_one(ledger)
+    assert len(server.rows) == 1 and ledger.rentals()[-1].is_open
+    assert len(server.sent(CREATE)) == 1  # nothing more is rented beside it
+
+
+def test_a_destroy_that_is_answered_by_a_bad_key_is_not_believed(server):
+    server.faults += [
+        Fault(DESTROY, (404, {"error": "auth_error"}), times=99),
+        Fault(r"GET /api/v0/instances/\d+/", (404, {"error": "auth_error"}), times=99),
+    ]
+    server.rows[1] = {"id": 1, "instance_api_key": "x"}
+    assert Vast(0.01, 3).destroy(1) is False
+
+
+def test_a_list_of_several_pages_is_read_to_its_end(server, ledger):
+    server.offers = [offer(number) for number in range(60)]
+    vast = Vast(0.01, 3)
+    labels = [new_label(time.time() + 60) for _ in range(55)]
+    for number, label in enumerate(labels):
+        vast.create(1000 + number, image="i", disk=10, label=label, onstart_cmd="", env={})
+    assert sorted(row["label"] for row in vast.instances("ups-until-")) == sorted(labels)
+
+
+def test_labels_are_unique():
+    assert len({new_label(0.0) for _ in range(100)}) == 100
+
+
+def test_secrets_are_in_the_environment_only(server, ledger):
+    rent_one(ledger, job=dataclasses.replace(JOB, secrets={"WANDB_API_KEY": "wandb-secret", "GIT_TOKEN": "git-secret"}))
+    secrets = ["wandb-secret", "git-secret", server.key, only_instance(server)["instance_api_key"]]
+    (create,) = server.sent(CREATE)
+    assert create.body.pop("env").items() >= {"WANDB_API_KEY": "wandb-secret", "GIT_TOKEN": "git-secret"}.items()
+    written = [file.read_text() for file in ledger.folder.rglob("*") if file.is_file()]
+    assert written
+    for text in [*written, *(repr(request.body) for request in server.requests)]:
+        assert not any(secret in text for secret in secrets)
