@@ -52,6 +52,9 @@ class Job:
             "UPS_SHUTDOWN": "1" if self.auto_shutdown else "",
             "UPS_PROVE": "1" if self.prove else "",
             "UPS_ON_FAILURE": self.on_failure,
+            "GIT_TERMINAL_PROMPT": "0",
+            "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the image's Python is the machine's only one
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "WANDB_RUN_ID": label,  # a start after a stop goes on in the same run
             "WANDB_RESUME": "allow",
         }

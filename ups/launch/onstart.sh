@@ -6,12 +6,13 @@
 # UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
 cd /
 W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} I=${CONTAINER_ID:-${VAST_CONTAINERLABEL#C.}} T=$UPS_DEADLINE
-export I P GIT_TERMINAL_PROMPT=0 PIP_BREAK_SYSTEM_PACKAGES=1
+export I P
 say() { echo "ups $(date -u +%T) $*"; }
 
-# Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone (a 404
-# alone is no proof: a bad key answers it too, and so does the key of what is gone). Every sixth try is a stop, which at least ends the GPU's bill. While the
-# file of its second argument is there, the disk holds results that are saved nowhere else: stopped, not destroyed.
+# Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone. A 404
+# alone is no proof: a bad key answers it too, but so may the key of an instance that is gone. Every sixth try is a stop,
+# which at least ends the GPU's bill. While the file of its second argument is there, the disk holds results that are
+# saved nowhere else: stopped, not destroyed.
 END='
 import json, os, sys, time, urllib.request as web
 env = os.environ.get
