@@ -73,13 +73,13 @@ def offer_of(row: dict, vast: DictConfig, money: float) -> Offer:
     )  # fmt: skip
 
 
-def nothing(found: int, vast: DictConfig, shunned: int) -> UserError:
+def nothing(found: int, vast: DictConfig, money: float, shunned: int) -> UserError:
     """Why there is nothing to rent."""
     if not found:
         return UserError("no offer fits: loosen vast.offer.* (gpu, gpu_memory, reliability, cuda, region) or vast.disk")
     return UserError(
-        f"{found} offers fit vast.offer, none the money: raise vast.max_price={vast.max_price}, vast.max_cost="
-        f"{vast.max_cost}, or lower vast.min_hours={vast.min_hours}"
+        f"{found} offers fit vast.offer, none the money: raise vast.max_price={vast.max_price}, or vast.max_cost and "
+        f"vast.max_total_cost (${money:.2f} are left), or lower vast.min_hours={vast.min_hours}"
         + (f"; {shunned} machines that failed before are left out (see vast.ledger)" if shunned else "")
     )
 

@@ -32,7 +32,7 @@ def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int]
     rows = [row for row in rows if row["id"] not in taken]
     offers = rank(rows, settings, money, shunned)
     if not offers:
-        raise nothing(len(rows), settings, len(shunned))
+        raise nothing(len(rows), settings, money, len(shunned))
     return offers
 
 

@@ -1,0 +1,315 @@
+"""launch_vast.py as a user runs it: from a pushed clone of this repo, against the stand-in service."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, clean_environment
+from hydra import compose, initialize_config_dir
+
+from ups.launch.ledger import Ledger, new_label
+from ups.launch.rehearsal.vast_server import Fault, VastServer
+
+pytestmark = pytest.mark.slow
+
+CREATE = r"PUT /api/v0/asks/\d+/"
+DESTROY = r"DELETE /api/v0/instances/\d+/"
+LOSSY = ["logger=none", "vast.allow_loss=true"]
+QUICK = ["vast.pause=0.1", "vast.poll_seconds=0.1", "vast.loading_minutes=0.1", "vast.request_timeout=5"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """This working tree as a clone that is clean and pushed, its remote served by git's own daemon."""
+    folder = tmp_path_factory.mktemp("pushed")
+    clone = folder / "ups"
+    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    git(folder, "init", "-q", "--bare", "-b", "main", "remote.git")
+    git(clone, "init", "-q", "-b", "main")
+    git(clone, "add", "-A")
+    git(clone, "commit", "-q", "-m", "x")
+    git(clone, "remote", "add", "origin", str(folder / "remote.git"))
+    git(clone, "push", "-q", "-u", "origin", "main")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    daemon = subprocess.Popen(
+        ["git", "daemon", f"--base-path={folder}", "--export-all", "--listen=127.0.0.1", f"--port={port}"],
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    git(clone, "remote", "set-url", "origin", f"git://127.0.0.1:{port}/remote.git")
+    for _ in range(100):
+        if subprocess.run(["git", "ls-remote", "origin"], cwd=clone, capture_output=True).returncode == 0:
+            break
+        time.sleep(0.1)
+    yield clone
+    daemon.terminate()
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def server():
+    with VastServer("account-key-7c1f") as server:
+        yield server
+
+
+@pytest.fixture
+def launch(clone, server, tmp_path):
+    """`launch("stage=operator", ...)` in an empty folder -> the completed process."""
+
+    def run(*overrides: str, wait: bool = True, **environment: str):
+        environment = (
+            clean_environment(tmp_path) | {"VAST_URL": server.url, "VAST_API_KEY": server.key, "COLUMNS": "160"}
+            | environment
+        )
+        process = subprocess.Popen(
+            [sys.executable, str(clone / "launch_vast.py"), *overrides, *QUICK], cwd=tmp_path, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        return finished(process) if wait else process
+
+    return run
+
+
+def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    out, error = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def error_of(answer) -> str:
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
+    assert answer.returncode == 1 and "Traceback" not in answer.stderr
+    return line
+
+
+def until(condition, seconds: float = 20) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["+auto_shutdown=true", "auto_shutdown=true", "++auto_shutdown=true"])
+def test_three_spellings(spelling):
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        assert compose("launch", overrides=[spelling]).auto_shutdown is True
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]], ids=["cfg", "help"])
+def test_answers_at_once_without_torch(arguments, tmp_path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / "launch_vast.py"), *arguments]
+    started = time.perf_counter()
+    answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
+    assert time.perf_counter() - started < 1.0  # 0.4 s on an idle machine
+    assert answer.returncode == 0 and "vast" in answer.stdout
+    assert not re.search(r"\| +(torch|vastai|wandb)$", answer.stderr, re.MULTILINE)
+
+
+def test_launch_rents_and_says_what_it_rented(launch, server, tmp_path, clone):
+    answer = launch(*LOSSY, "stage=diffusion_residual", "seed=3", "store=elsewhere", "+auto_shutdown=true")
+    assert answer.returncode == 0, answer.stderr
+    (row,), (file,) = server.rows.values(), tmp_path.rglob("launch.json")
+    told = json.loads(file.read_text())
+    expected = {"instance_id": row["id"], "label": row["label"], "offer_id": 1000, "machine_id": 100, "branch": "main",
+                "commit": git(clone, "rev-parse", "HEAD"), "price_per_hour": 0.31,
+                "overrides": ["logger=none", "stage=diffusion_residual", "seed=3"]}  # fmt: skip
+    assert expected.items() <= told.items()
+    assert (file.parent / "onstart.sh").read_text() == row["onstart"]
+    assert row["onstart"].splitlines()[1] == "set -- logger=none stage=diffusion_residual seed=3"
+    for part in (f"vast.action=logs vast.follow=true vast.instance={row['id']}", "it destroys itself", "RTX 4090",
+                 f"vast.action=destroy vast.instance={row['id']}", "at most $0.95"):  # fmt: skip
+        assert part in answer.stdout
+    environment = dict(row["extra_env"])
+    assert environment["UPS_SHUTDOWN"] == "1" and environment["UPS_PROVE"] == ""
+
+
+def test_dry_run_rents_nothing(launch, server, tmp_path):
+    answer = launch(*LOSSY, "vast.dry_run=true", "seed=1")
+    assert answer.returncode == 0, answer.stderr
+    assert "nothing was rented" in answer.stdout and "python train.py logger=none seed=1" in answer.stdout
+    assert not server.sent(CREATE) and len(list(tmp_path.rglob("onstart.sh"))) == 1
+    assert not list(tmp_path.rglob("launch.json"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+auto_shutdown=true"], "there is no key of W&B, so the machine would destroy the only copy"),
+        (["logger=csv", "+auto_shutdown=true"], "logger has no wandb, so the machine would destroy the only copy"),
+        ([*LOSSY, "seed=-1"], "seed=-1: must be"),
+        ([*LOSSY, "vast.offer.gpus=0"], "vast.offer.gpus=0: must be a whole number, at least 1"),
+        ([*LOSSY, "vast.on_failure=keep"], "vast.on_failure=keep: must be one of destroy, hold"),
+        ([*LOSSY, "auto_shutdown=maybe"], "auto_shutdown=maybe: must be true or false or null"),
+        ([*LOSSY, "vast.max_cots=1"], "did you mean vast.max_cost?"),
+        ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
+        ([*LOSSY, "model.dilations=[]"], "model.dilations"),
+        ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=/data/x.hdf5"], "a rented machine has only what"),
+        ([*LOSSY, "vast.max_price=0.01"], "raise vast.max_price"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_everything_is_checked_before_a_cent_is_spent(overrides, message, launch, server):
+    assert message in error_of(launch(*overrides))
+    assert not server.sent(CREATE)
+
+
+def test_without_a_key(launch, server):
+    assert "no key of Vast: export VAST_API_KEY" in error_of(launch(*LOSSY, VAST_API_KEY=""))
+
+
+def test_what_is_not_pushed_is_not_rented(launch, server, clone):
+    (clone / "conf" / "new.yaml").write_text("a: 1\n")
+    try:
+        assert "not committed: conf/new.yaml" in error_of(launch(*LOSSY))
+    finally:
+        (clone / "conf" / "new.yaml").unlink()
+    assert not server.sent(CREATE)
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", ["search", "create, before", "create, after", "loading"])
+def test_ctrl_c_leaves_nothing_rented(step, number, launch, server):
+    request = {"search": "POST /api/v0/bundles/", "loading": r"GET /api/v0/instances/\d+/"}.get(step, CREATE)
+    if step != "loading":
+        server.faults.append(Fault(request, "hang", after=step == "create, after"))
+    server.stays_loading = set(range(200))
+    process = launch(*LOSSY, wait=False)
+    until(lambda: server.sent(request))
+    process.send_signal(number)
+    if step == "loading":
+        process.send_signal(number)  # once more, while it destroys
+    answer = finished(process)
+    assert answer.returncode == 128 + number, answer.stderr
+    assert not server.rows and "Traceback" not in answer.stderr
+    assert step == "search" or "nothing is left rented" in answer.stderr
+
+
+def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
+    process = launch(*LOSSY, "vast.follow=true", wait=False)
+    until(lambda: server.sent(r"PUT /api/v0/instances/request_logs/\d+/"))
+    process.send_signal(signal.SIGINT)
+    answer = finished(process)
+    assert answer.returncode == 130 and "goes on without an onlooker" in answer.stderr and len(server.rows) == 1
+
+
+def test_a_launcher_that_is_killed_is_swept_up(launch, server):
+    """kill -9 in the middle of the request: the label was written before it, so `reap` finds what nobody heard of."""
+    server.faults.append(Fault(CREATE, "hang", after=True))
+    process = launch(*LOSSY, wait=False)
+    until(lambda: server.rows)
+    process.kill()
+    finished(process)
+    (row,) = server.rows.values()
+    assert row["label"] in finished_text(launch("vast.action=status"))
+    assert "1 instances are within" in finished_text(launch("vast.action=reap"))
+    row["label"] = new_label(time.time() - 60)
+    assert "destroy these 1?" in launch("vast.action=reap").stdout and server.rows
+    assert "1 destroyed" in finished_text(launch("vast.action=reap", "vast.yes=true"))
+    assert not server.rows
+
+
+def finished_text(answer) -> str:
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
+
+
+# Looking after -------------------------------------------------------------------------------------------------------
+
+
+def test_status_logs_destroy(launch, server, tmp_path):
+    launch(*LOSSY, "seed=4")
+    (row,) = server.rows.values()
+    status = finished_text(launch("vast.action=status"))
+    assert str(row["id"]) in status and "running" in status and "seed=4" in status and "0.95" in status
+    server.running[row["id"]] = type("Quiet", (), {"output": lambda self: "a line\n", "kill": lambda self: None})()
+    assert "a line" in finished_text(launch("vast.action=logs"))
+    assert f"instance {row['id']} is gone" in finished_text(launch("vast.action=destroy"))
+    assert not server.rows
+    assert "destroyed" in finished_text(launch("vast.action=status"))
+    assert "vast.instance=None: none in rentals" in error_of(launch("vast.action=destroy"))
+
+
+def test_destroy_that_fails_is_said(launch, server):
+    launch(*LOSSY)
+    server.faults.append(Fault(DESTROY, (200, {"success": False}), times=99))
+    assert "STILL BILLED" in error_of(launch("vast.action=destroy"))
+
+
+def test_reap_leaves_what_is_not_ours_and_what_is_in_time(launch, server, tmp_path):
+    launch(*LOSSY)
+    (mine,) = server.rows.values()
+    other = {**mine, "id": 1, "label": "somebody-else"}
+    unknown = {**mine, "id": 2, "label": new_label(time.time() + 3600), "offer": {}}
+    server.rows |= {1: other, 2: unknown}
+    answer = launch("vast.action=reap", "vast.yes=true")
+    assert "instance 2" in answer.stdout and "not in rentals" in answer.stdout
+    assert set(server.rows) == {1, mine["id"]}
+    assert [rental.is_open for rental in Ledger(tmp_path / "rentals").rentals()] == [True]
+
+
+# Sweeps --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_rents_one_for_each_and_outlives_a_failure(launch, server, tmp_path):
+    class RefusesSeedTwo(VastServer):
+        def _create(self, offer_id, body):
+            if "seed=2" in body["onstart"]:
+                return 200, {"success": False, "error": "refused"}
+            return super()._create(offer_id, body)
+
+    server.__class__ = RefusesSeedTwo
+    answer = launch("-m", *LOSSY, "seed=1,2,3", "vast.max_tries=2")
+    assert "no machine came up" in error_of(answer)
+    table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
+    assert all(f"seed={seed}" in table for seed in (1, 2, 3))
+    assert len(server.rows) == 2 and all(str(number) in table for number in server.rows)
+    assert len(list(tmp_path.rglob("launch.json"))) == 2
+    assert sum(rental.is_open for rental in Ledger(tmp_path / "rentals").rentals()) == 2
+
+
+def test_a_sweep_has_one_limit_for_all(launch, server):
+    """0.95 each: a third would be cut to what is left, which is less than half an hour."""
+    answer = launch("-m", *LOSSY, "seed=1,2,3", "vast.max_total_cost=2")
+    assert "vast.max_total_cost" in error_of(answer) and len(server.rows) == 2
+
+
+# Secrets -------------------------------------------------------------------------------------------------------------
+
+
+def test_secrets_go_nowhere_but_the_environment(launch, server, tmp_path):
+    planted = {"WANDB_API_KEY": "a1b2c3d4" * 5, "GIT_TOKEN": "git-token-f00d", "VAST_API_KEY": server.key}
+    answer = launch(*LOSSY, "vast.follow=false", **planted)
+    assert answer.returncode == 0, answer.stderr
+    (create,) = server.sent(CREATE)
+    environment = create.body.pop("env")
+    assert environment["WANDB_API_KEY"] == planted["WANDB_API_KEY"]
+    assert "GIT_TOKEN" not in environment  # a public remote needs none
+    secrets = [*planted.values(), next(iter(server.rows.values()))["instance_api_key"]]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.name == "launch.json" for file in files)
+    texts = [file.read_bytes().decode(errors="replace") for file in files] + [answer.stdout, answer.stderr]
+    for text in [*texts, *(repr(request.body) for request in server.requests)]:
+        assert not any(secret in text for secret in secrets)

@@ -1,0 +1,205 @@
+"""What is rented is what was pushed: real git over a bare remote, and a server that asks for a password."""
+
+import base64
+import os
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from ups.errors import UserError
+from ups.launch.repository import clone_url, git, is_tracked, pushed_source
+
+
+def run(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """A clone that is clean and pushed; its remote is ../remote.git."""
+    run(tmp_path, "init", "-q", "--bare", "-b", "main", "remote.git")
+    run(tmp_path, "clone", "-q", "remote.git", "clone")
+    folder = tmp_path / "clone"
+    (folder / "conf").mkdir()
+    (folder / "train.py").write_text("print()\n")
+    run(folder, "checkout", "-q", "-b", "main")
+    run(folder, "add", "-A")
+    run(folder, "commit", "-q", "-m", "first")
+    run(folder, "push", "-q", "-u", "origin", "main")
+    return folder
+
+
+def source(folder: Path, token: str | None = None):
+    return pushed_source(folder, token, local=True)
+
+
+def test_a_clean_and_pushed_clone(clone):
+    found = source(clone)
+    assert (found.branch, found.commit, found.token) == ("main", run(clone, "rev-parse", "HEAD"), None)
+    assert Path(found.url).resolve() == clone.parent / "remote.git"
+
+
+def test_an_untracked_file_that_no_machine_would_miss(clone):
+    (clone / "notes.txt").write_text("x")
+    assert source(clone).branch == "main"
+
+
+def no_repository(clone):
+    subprocess.run(["rm", "-rf", str(clone / ".git")], check=True)
+
+
+def no_commit(clone):
+    run(clone, "checkout", "-q", "--orphan", "other")
+    run(clone, "rm", "-rq", "--cached", ".")
+
+
+def detached(clone):
+    run(clone, "checkout", "-q", "--detach")
+
+
+def no_remote(clone):
+    run(clone, "remote", "remove", "origin")
+
+
+def changed(clone):
+    (clone / "train.py").write_text("print(1)\n")
+
+
+def untracked(clone):
+    (clone / "conf" / "new.yaml").write_text("a: 1\n")
+
+
+def not_pushed(clone):
+    run(clone, "commit", "-q", "--allow-empty", "-m", "second")
+
+
+def branch_not_pushed(clone):
+    run(clone, "checkout", "-q", "-b", "idea")
+
+
+def behind(clone):
+    """The remote has moved on; what git remembers of it has not."""
+    run(clone.parent, "clone", "-q", "remote.git", "other")
+    run(clone.parent / "other", "commit", "-q", "--allow-empty", "-m", "theirs")
+    run(clone.parent / "other", "push", "-q")
+
+
+def gone(clone):
+    subprocess.run(["rm", "-rf", str(clone.parent / "remote.git")], check=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (no_repository, "is no git repository: git init"),
+        (no_commit, "no commit yet: git add"),
+        (detached, "HEAD is detached, so it is no branch's: git switch -c"),
+        (no_remote, "no remote: git remote add origin URL && git push -u origin main"),
+        (changed, "not committed: train.py; .*git add -A && git commit && git push"),
+        (untracked, r"not committed: conf/new\.yaml"),
+        (not_pushed, r"HEAD is \w{9}, origin's main is at \w{9}: git push origin main"),
+        (branch_not_pushed, r"origin's idea does not exist: git push origin idea"),
+        (behind, r"HEAD is \w{9}, origin's main is at \w{9}: git push origin main"),
+        (gone, "cannot be read: git ls-remote"),
+    ],
+)
+def test_what_is_not_pushed_is_one_line_with_its_mend(spoil, message, clone):
+    spoil(clone)
+    with pytest.raises(UserError, match=message) as error:
+        source(clone)
+    assert "\n" not in str(error.value)
+
+
+def test_a_remote_on_this_machine_is_for_rehearsals(clone):
+    with pytest.raises(UserError, match="is on this machine"):
+        pushed_source(clone, None)
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "password"),
+    [
+        ("git@host.org:us/ups.git", "https://host.org/us/ups.git", None),
+        ("ssh://git@host.org:2222/us/ups.git", "https://host.org/us/ups.git", None),
+        ("host.org:us/ups", "https://host.org/us/ups", None),
+        ("https://me:secret@host.org/us/ups.git", "https://host.org/us/ups.git", "secret"),
+        ("https://host.org:8443/us/ups.git", "https://host.org:8443/us/ups.git", None),
+        ("git://127.0.0.1:9418/ups", "git://127.0.0.1:9418/ups", None),
+    ],
+)
+def test_an_address_that_a_machine_can_clone(address, url, password):
+    assert clone_url(address, local=False) == (url, password)
+
+
+def test_is_tracked(clone):
+    (clone / "data").write_text("x")
+    assert is_tracked(clone, "train.py") and not is_tracked(clone, "data") and not is_tracked(clone, "/etc/hosts")
+
+
+@pytest.fixture
+def private(clone):
+    """The bare remote behind a password "token", by git's own HTTP backend -> its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            wanted = base64.b64encode(b"git:token").decode()
+            if self.headers.get("Authorization") != f"Basic {wanted}":
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="x"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            path, _, query = self.path.partition("?")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer = subprocess.run(
+                ["git", "http-backend"], input=body, capture_output=True, check=True,
+                env=os.environ | {
+                    "GIT_PROJECT_ROOT": str(clone.parent), "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path,
+                    "QUERY_STRING": query, "REQUEST_METHOD": self.command, "REMOTE_USER": "git",
+                    "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
+                    "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+                },
+            ).stdout  # fmt: skip
+            head, _, content = answer.partition(b"\r\n\r\n")
+            self.send_response(200)
+            for line in head.decode().splitlines():
+                self.send_header(*line.split(": ", 1))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/remote.git"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_private_remote_wants_a_token(private, clone, monkeypatch):
+    run(clone, "remote", "set-url", "origin", private)
+    # As this computer's user has it: git's own credentials.
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "credential.helper")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "!f() { echo username=git; echo password=token; }; f")
+    with pytest.raises(UserError, match=r"is private: a rented machine needs a token .*export GIT_TOKEN"):
+        source(clone)
+    with pytest.raises(UserError, match="is private"):
+        source(clone, "wrong")
+    assert source(clone, "token").token == "token"
+    assert git(clone, "config", "--list").count("token") == 1  # the helper above; nothing of it was written
+
+
+def test_a_token_in_the_address_is_taken_out_of_it(private, clone):
+    run(clone, "remote", "set-url", "origin", private.replace("://", "://git:token@"))
+    found = source(clone)
+    assert (found.url, found.token) == (private, "token")
