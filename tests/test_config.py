@@ -72,8 +72,10 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
 
     from ups.config import _leaves, plain
 
-    for stage in STAGES:
-        for key, value in _leaves(plain(composed(f"stage={stage}"))):
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        launch = compose("launch")
+    for cfg in (*(composed(f"stage={stage}") for stage in STAGES), launch):
+        for key, value in _leaves(plain(cfg)):
             general = re.sub(r"^stage\.(requires\.)*", "stage.", key)
             if isinstance(value, int | float | list) and not key.startswith("logger.wandb.tags"):
                 assert any(re.fullmatch(pattern, general) for pattern in RULES), key

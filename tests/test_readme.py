@@ -7,6 +7,9 @@ import sys
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment, foreign
+from hydra import compose, initialize_config_dir
+
+from ups.config import check
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,13 @@ def test_command(command, folder, cache):
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
         arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:]]
+    elif words[:2] == ["python", "launch_vast.py"]:
+        # test_launch.py rents and rehearses with these; here: the config composes and is valid.
+        answer = run([sys.executable, str(ROOT / "launch_vast.py"), *words[2:], "--cfg", "job"], folder)
+        assert answer.returncode == 0, answer.stderr
+        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+            check(compose("launch", overrides=[word.split(",")[0] for word in words[2:] if word != "-m"]))
+        return
     elif words[0] == "wandb":
         # The viewer needs a terminal and `sync` a server: that the client has them, and that the files are there.
         assert run([sys.executable, "-m", "wandb", words[1], "--help"], folder).returncode == 0
