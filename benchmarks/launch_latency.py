@@ -34,7 +34,8 @@ def main() -> None:
             seconds = [launch(folder) for _ in range(RUNS)]
         finally:
             daemon.terminate()
-    print(f"command to create request: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f}")
+    median = statistics.median(seconds)
+    print(f"command to create request: median {median:.2f} s, {min(seconds):.2f} to {max(seconds):.2f} ({RUNS} runs)")
 
 
 def launch(folder: Path) -> float:

@@ -24,6 +24,8 @@ from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_enviro
 from ups.launch.repository import Source
 from ups.launch.service import Vast
 
+pytestmark = pytest.mark.slow
+
 DESTROY = r"DELETE /api/v0/instances/\d+/"
 STOP = r"PUT /api/v0/instances/\d+/"
 COMPLETE = "Training complete - auto-shutdown in 10 seconds..."

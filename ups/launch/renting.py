@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import requests
 from omegaconf import DictConfig
 
 from ups.console import console
@@ -157,13 +156,13 @@ def clean_up(vast: Vast, ledger: Ledger, rental: Rental) -> None:
             ledger.end(rental, states.NOT_RENTED, "stopped before there was an instance")
         elif not end(vast, ledger, rental):
             console.print(still_billed(rental))
-    except (UserError, requests.RequestException) as error:
+    except UserError as error:
         console.print(f"PERHAPS STILL BILLED: {rental.label} ({error}); look: python launch_vast.py vast.action=reap")
 
 
 def still_billed(rental: Rental) -> str:
     return (
-        f"STILL BILLED: instance {rental.instance_id} could not be destroyed; end it: "
+        f"STILL BILLED: instance {rental.instance_id} is still there; end it: "
         f"python launch_vast.py vast.action=destroy vast.instance={rental.instance_id}"
     )
 

@@ -15,6 +15,7 @@ from ups.console import console
 from ups.errors import UserError
 
 STRANGE = (ValueError, KeyError, TypeError)  # what the SDK raises of an answer in another shape than it expects
+PASSING = (429, 500, 502, 503, 504)
 TRIES = 5  # of a request that may be repeated
 
 
@@ -82,12 +83,7 @@ class Vast:
 
     def show(self, instance_id: int) -> dict | None:
         """One instance, None if it does not exist; the row holds the environment's secrets."""
-        try:
-            return self._repeat(lambda: self.sdk.show_instance(instance_id))
-        except requests.HTTPError as error:
-            if _json(error.response).get("error") == "no_such_instance":
-                return None
-            raise
+        return self._repeat(lambda: self.sdk.show_instance(instance_id))
 
     def instances(self, prefix: str) -> list[dict]:
         """All whose label starts with `prefix`."""
@@ -106,23 +102,30 @@ class Vast:
             try:
                 if self.show(instance_id) is None:
                     return True
-            except (requests.RequestException, UserError, *STRANGE) as error:
+            except UserError as error:
                 console.print(f"show {instance_id}: {_reason(error)}")
         return False
 
     def logs(self, instance_id: int, tail: int) -> str:
-        answer = self._repeat(lambda: self.sdk.logs(instance_id, tail=str(tail)))
-        return answer if isinstance(answer, str) else str(answer.get("msg", ""))
+        """The last `tail` lines, "" while the service has none ready."""
+        try:
+            answer = self._repeat(lambda: self.sdk.logs(instance_id, tail=str(tail)))
+        except TimeoutError:
+            return ""
+        return answer if isinstance(answer, str) else str((answer or {}).get("msg", ""))
 
     def _repeat(self, request: Callable):
-        """Reads: through rate limits and lost connections."""
+        """Reads, through rate limits and lost connections; None if the instance does not exist."""
         for attempt in range(1, TRIES + 1):
             try:
                 return request()
             except requests.HTTPError as error:
                 _refuse_bad_key(error)
-                if attempt == TRIES or error.response.status_code not in (429, 500, 502, 503, 504):
-                    raise
+                status, answer = error.response.status_code, _json(error.response)
+                if answer.get("error") == "no_such_instance":
+                    return None
+                if attempt == TRIES or status not in PASSING:
+                    raise UserError(f"Vast answers {status} {answer.get('error') or answer.get('msg') or ''}") from error
             except (requests.ConnectionError, requests.Timeout, *STRANGE) as error:
                 if attempt == TRIES:
                     raise UserError(

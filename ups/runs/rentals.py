@@ -13,6 +13,7 @@ from ups.launch.ledger import PREFIX, Ledger, Rental, deadline_of
 from ups.launch.renting import still_billed
 from ups.launch.service import Vast
 
+SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
 screen = Console(soft_wrap=True, highlight=False)
 
 
@@ -63,6 +64,8 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
             seen, lines = lines, vast.logs(rental.instance_id, 1000).splitlines()
             for line in lines[overlap(seen, lines) :]:
                 screen.print(line, markup=False)
+            if time.time() > rental.deadline + SECONDS_OVER:
+                raise UserError(f"past its deadline, its results perhaps on its disk. {still_billed(rental)}")
             time.sleep(seconds)
     except Interrupted as interruption:
         goes_on = f"instance {rental.instance_id} goes on without an onlooker"
