@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from git_server import private_git
 
 from ups.errors import UserError
 from ups.launch.job import END_MARK, MAX_BYTES, SCRIPT, Job
@@ -232,6 +233,14 @@ def test_commit_gone_from_the_branch(renter, tmp_path):
 
 def test_branch_deleted(renter):
     assert COMPLETE in renter.gone(renter.rent("mode", source=dataclasses.replace(renter.source, branch="gone")))
+
+
+def test_a_private_repository_is_cloned_with_the_token_of_the_environment(renter, tmp_path):
+    with private_git(Path(renter.source.url).parent, "git-token") as url:
+        private = dataclasses.replace(renter.source, url=f"{url}/{Path(renter.source.url).name}")
+        number = renter.rent("mode", source=private, secrets={"GIT_TOKEN": "git-token"})
+        assert COMPLETE in renter.gone(number)
+    assert not any(b"git-token" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
 def test_packages_fail(renter, tmp_path):

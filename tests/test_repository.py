@@ -1,13 +1,10 @@
 """What is rented is what was pushed: real git over a bare remote, and a server that asks for a password."""
 
-import base64
-import os
 import subprocess
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from git_server import private_git
 
 from ups.errors import UserError
 from ups.launch.repository import clone_url, git, is_tracked, pushed_source
@@ -143,46 +140,9 @@ def test_is_tracked(clone):
 
 @pytest.fixture
 def private(clone):
-    """The bare remote behind a password "token", by git's own HTTP backend -> its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            wanted = base64.b64encode(b"git:token").decode()
-            if self.headers.get("Authorization") != f"Basic {wanted}":
-                self.send_response(401)
-                self.send_header("WWW-Authenticate", 'Basic realm="x"')
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            path, _, query = self.path.partition("?")
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer = subprocess.run(
-                ["git", "http-backend"], input=body, capture_output=True, check=True,
-                env=os.environ | {
-                    "GIT_PROJECT_ROOT": str(clone.parent), "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path,
-                    "QUERY_STRING": query, "REQUEST_METHOD": self.command, "REMOTE_USER": "git",
-                    "CONTENT_TYPE": self.headers.get("Content-Type", ""), "CONTENT_LENGTH": str(len(body)),
-                    "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-                },
-            ).stdout  # fmt: skip
-            head, _, content = answer.partition(b"\r\n\r\n")
-            self.send_response(200)
-            for line in head.decode().splitlines():
-                self.send_header(*line.split(": ", 1))
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/remote.git"
-    server.shutdown()
-    server.server_close()
+    """The bare remote behind the password "token"."""
+    with private_git(clone.parent, "token") as url:
+        yield f"{url}/remote.git"
 
 
 def test_a_private_remote_wants_a_token(private, clone, monkeypatch):

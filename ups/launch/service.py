@@ -125,7 +125,8 @@ class Vast:
                 if answer.get("error") == "no_such_instance":
                     return None
                 if attempt == TRIES or status not in PASSING:
-                    raise UserError(f"Vast answers {status} {answer.get('error') or answer.get('msg') or ''}") from error
+                    reason = answer.get("error") or answer.get("msg") or "no reason given"
+                    raise UserError(f"Vast answers {status}: {reason}") from error
             except (requests.ConnectionError, requests.Timeout, *STRANGE) as error:
                 if attempt == TRIES:
                     raise UserError(
