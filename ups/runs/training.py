@@ -17,7 +17,9 @@ from ups.data.trajectories import Splits
 from ups.files import write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
+from ups.machine import rank
 from ups.paths import ROOT
+from ups.training.distributed import first_ahead, process_group
 from ups.training.identity import identity_of
 from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
 from ups.training.runtime import set_up
@@ -25,7 +27,12 @@ from ups.training.runtime import set_up
 
 def run_training(cfg: DictConfig) -> float:
     """The score of the stage asked for: its validation rollout nRMSE."""
-    started = time.time()
+    with process_group():
+        return train_chain(cfg, time.time())
+
+
+def train_chain(cfg: DictConfig, started: float) -> float:
+    """What each process does; the first alone has loggers and callbacks, and writes into the run's folder."""
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     runtime = set_up(**plain(cfg.runtime))
@@ -35,21 +42,26 @@ def run_training(cfg: DictConfig) -> float:
     @cache
     def data() -> Splits:
         dataset = build(cfg.dataset, "dataset")
-        splits = dataset.load(Path(cfg.cache), runtime.device)
+        with first_ahead():
+            splits = dataset.load(Path(cfg.cache), runtime.device)
         protocol = (dataset.initial_frame, dataset.rollout_steps)
         return Splits(
             splits.train, splits.validation.window(*protocol), splits.test.window(*protocol)
         ).to(runtime.device)
 
+    writes = rank() == 0
     loggers: list[Logger] = []
+    callbacks: list[Callback] = []
     exit_code = 1
     try:
-        for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
-            loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
-        callbacks = make_callbacks(cfg, loggers, folder)
+        if writes:
+            for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
+                loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
+            callbacks = make_callbacks(cfg, loggers, folder)
         obtained = obtain(plan, data, callbacks, runtime)
         result = result_of(obtained, plan, cfg.seed, time.time() - started)
-        write_json(folder / "result.json", result)
+        if writes:
+            write_json(folder / "result.json", result)
         exit_code = 0
     finally:
         for logger in loggers:
