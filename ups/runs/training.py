@@ -27,14 +27,24 @@ from ups.training.runtime import set_up
 
 def run_training(cfg: DictConfig) -> float:
     """The score of the stage asked for: its validation rollout nRMSE."""
-    with process_group():
-        return train_chain(cfg, time.time())
-
-
-def train_chain(cfg: DictConfig, started: float) -> float:
-    """What each process does; the first alone has loggers and callbacks, and writes into the run's folder."""
-    check(cfg)
+    started = time.time()
     folder = Path(HydraConfig.get().runtime.output_dir)
+    loggers: list[Logger] = []
+    exit_code = 1
+    try:
+        with process_group():
+            result = train_chain(cfg, folder, loggers, started)
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            logger.finish(exit_code)
+    report(result, folder)
+    return result["score"]
+
+
+def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: float) -> dict:
+    """What each process does -> result.json. The first alone fills `loggers`, has callbacks and writes."""
+    check(cfg)
     runtime = set_up(**plain(cfg.runtime))
     plan = make_plan(identity_of(cfg), Path(cfg.store), cfg.require)
     print_plan(plan)
@@ -49,25 +59,16 @@ def train_chain(cfg: DictConfig, started: float) -> float:
             splits.train, splits.validation.window(*protocol), splits.test.window(*protocol)
         ).to(runtime.device)
 
-    writes = rank() == 0
-    loggers: list[Logger] = []
     callbacks: list[Callback] = []
-    exit_code = 1
-    try:
-        if writes:
-            for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
-                loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
-            callbacks = make_callbacks(cfg, loggers, folder)
-        obtained = obtain(plan, data, callbacks, runtime)
-        result = result_of(obtained, plan, cfg.seed, time.time() - started)
-        if writes:
-            write_json(folder / "result.json", result)
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
-    report(result, folder)
-    return result["score"]
+    if rank() == 0:
+        for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
+            loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
+        callbacks = make_callbacks(cfg, loggers, folder)
+    obtained = obtain(plan, data, callbacks, runtime)
+    result = result_of(obtained, plan, cfg.seed, time.time() - started)
+    if rank() == 0:
+        write_json(folder / "result.json", result)
+    return result
 
 
 def result_of(obtained: Obtained, plan: list[Planned], seed: int, seconds: float) -> dict:

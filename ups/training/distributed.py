@@ -27,9 +27,8 @@ from ups.machine import processes, rank
 T = TypeVar("T")
 
 COLLECTIVE_DEADLINE = timedelta(hours=1)  # the processes differ by what one does alone within a step: a save, a log
-LEAVE_DEADLINE = 30.0  # seconds in which the first process has finished its loggers; torchrun kills after as many
 POLL = 0.02  # seconds
-FIRST_HAS_LEFT = "first has left"  # a key of the store
+FIRST_LEAVES, FIRST_HAS_LEFT = "first leaves", "first has left"  # keys of the store
 
 _store: dist.Store | None = None  # torchrun's, while there is a group
 _turns = itertools.count()
@@ -56,6 +55,8 @@ def process_group() -> Iterator[None]:
             raise SystemExit(1) from error
         raise
     finally:
+        if rank() == 0:
+            _store.set(FIRST_LEAVES, "")
         dist.destroy_process_group()
 
 
@@ -69,7 +70,7 @@ def by_first(work: Callable[[], T]) -> T:
         _store.set(key, json.dumps(result))
         return result
     while True:
-        over = _store.check([FIRST_HAS_LEFT])  # read before the key, which may come in between
+        over = _store.check([FIRST_LEAVES])  # read before the key, which may come in between
         if _store.check([key]):
             return json.loads(_store.get(key))
         if over:
@@ -120,12 +121,20 @@ def _mean(value: Tensor) -> Tensor:
 
 def _leave() -> None:
     """At a process's very end. As soon as one ends in an error, torchrun ends all: so the first, which saves and
-    finishes the loggers, goes ahead."""
+    finishes the loggers, goes ahead, if it meets the error too."""
     handler = signal.SIG_IGN if rank() == 0 else signal.SIG_DFL
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
     if rank() == 0:
         _store.set(FIRST_HAS_LEFT, "")
-    deadline = time.monotonic() + LEAVE_DEADLINE
-    while not _store.check([FIRST_HAS_LEFT]) and time.monotonic() < deadline:
+    elif _appears(FIRST_LEAVES, 5):
+        _appears(FIRST_HAS_LEFT, 30)  # as long as torchrun gives a process before it kills it
+
+
+def _appears(key: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not _store.check([key]):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(POLL)
+    return True
