@@ -15,6 +15,9 @@ import torch
 from conftest import ROOT, SMALL, clean_environment
 from safetensors.torch import load_file
 
+from ups.errors import UserError
+from ups.training.runtime import set_up
+
 pytestmark = pytest.mark.slow
 
 QUICK = [
@@ -170,3 +173,17 @@ def test_the_end_of_one_process_is_the_end_of_all(number, saved, report, start, 
     error = finished(run, code=1)
     assert time.monotonic() - started < 10 and f"exitcode  : {report}" in error
     assert error.count("SIGTERM: stopped operator at step") == len(list(tmp_path.glob("store/*/state.pt"))) == saved
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    torchrun = {"TORCHELASTIC_RUN_ID": "any", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert set_up("cuda", 1).device == torch.device("cuda:1")
+    with pytest.raises(UserError, match="gives each process its own GPU"):
+        set_up("cuda:1", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes for 1 GPUs"):
+        set_up("cuda", 1)

@@ -30,7 +30,7 @@ COLLECTIVE_DEADLINE = timedelta(hours=1)  # the processes differ by what one doe
 POLL = 0.02  # seconds
 FIRST_LEAVES, FIRST_HAS_LEFT = "first leaves", "first has left"  # keys of the store
 
-_store: dist.Store | None = None  # torchrun's, while there is a group
+_store: "dist.Store | None" = None  # torchrun's, while there is a group
 _turns = itertools.count()
 
 

@@ -13,6 +13,7 @@ from ups.callbacks.callback import Callback
 from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
+from ups.machine import processes
 from ups.stages.stage import Stage
 from ups.training.distributed import agreed, average, by_first, own_part
 from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate
@@ -62,7 +63,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "seconds": self.seconds,
-            "threads": torch.get_num_threads(),  # another number sums in another order
+            "threads": torch.get_num_threads(),  # another number sums in another order,
+            "processes": processes(),  # and so do more or fewer processes
         }
 
     def load_state(self, state: dict) -> None:

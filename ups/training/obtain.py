@@ -165,6 +165,7 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
         state = entry.load_state()
     if state:
         training.load_state(state)
+    if state and state["processes"] == processes():
         if runtime.threads is None:
             torch.set_num_threads(state["threads"])
     else:
