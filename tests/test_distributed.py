@@ -176,8 +176,8 @@ def test_the_end_of_one_process_is_the_end_of_all(number, saved, report, start, 
 
 
 def test_each_process_has_its_own_gpu(monkeypatch):
-    torchrun = {"TORCHELASTIC_RUN_ID": "any", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
-    for name, value in torchrun.items():
+    counts = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in ({"TORCHELASTIC_RUN_ID": "any"} | counts).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
