@@ -51,13 +51,18 @@ def test_command(command, folder, cache):
         answer = run([sys.executable, *words[1:], "--collect-only"], ROOT)
         assert answer.returncode == 0 and "test_readme.py" in answer.stdout, answer.stdout[-2000:]
         return
+    launcher = []
+    if words[0] == "torchrun":
+        script = words.index("train.py")
+        launcher = ["-m", "torch.distributed.run", "--standalone", *words[1:script]]  # on a port that is free
+        words = ["python", *words[script:]]
     if words[:2] == ["python", "train.py"]:
         small = [value for value in SMALL if not (value == "experiment=smoke" and value in words)]
         if "dataset=pdebench_burgers" in words:
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
             small = ["budget.operator=4", "stage.evaluations=1", "dataset.test=4", "dataset.validation=4"]
-        arguments = [sys.executable, str(ROOT / "train.py"), *words[2:], *small, f"cache={cache}"]
+        arguments = [sys.executable, *launcher, str(ROOT / "train.py"), *words[2:], *small, f"cache={cache}"]
     elif words[:2] == ["python", "evaluate.py"]:
         operator = max(folder.glob("store/operator-*/"), key=lambda path: path.stat().st_mtime)
         words = [word.replace("store/operator-DIGEST", str(operator)) for word in words]

@@ -162,6 +162,33 @@ def test_input_noise_changes_the_inputs_alone(data):
     assert not torch.equal(clean, noisy)
 
 
+@pytest.mark.parametrize("name", [*STAGES, "noisy operator"])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(name, data):
+    stage = operator(unroll=2, noise=(0.1, 0.2)) if name == "noisy operator" else STAGES[name]()
+    means = []  # of the parts, in the order in which the loss asks for them
+
+    def gradient(take):
+        batch = batch_at(data.train, 8, stage.frames_per_sample - 1, 0, 0)
+        loss, _ = stage.loss(take(batch))
+        trained = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
+        return torch.cat([part.flatten() for part in (loss[None], *torch.autograd.grad(loss, trained))]).detach()
+
+    def noted(own):
+        means[-1].append(own)
+        return own
+
+    for index in range(2):
+        means.append([])
+        gradient(lambda batch, index=index: batch.part(index, 2, noted))
+    of_both = [torch.stack(pair).mean() for pair in zip(*means, strict=True)]
+    parts = []
+    for index in range(2):
+        given = iter(of_both)
+        parts.append(gradient(lambda batch, index=index, given=given: batch.part(index, 2, lambda own: next(given))))
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, gradient(lambda batch: batch), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(parts[0], parts[1], rtol=1e-2)
+
+
 def test_heun_steps_follow_the_probability_flow():
     """Data of one standard normal: D(z) = z / (1 + sigma^2), and z / sqrt(1 + sigma^2) is constant on a path."""
     denoise = lambda z, sigma: z / (1 + sigma**2)

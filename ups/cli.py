@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ups.config import one_line
 from ups.errors import Interrupted, UserError
+from ups.machine import processes, rank
 from ups.paths import CONFIG_FOLDER
 
 
@@ -26,17 +28,22 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal
     try:
+        if processes() > 1:
+            _join_torchrun(config_name)
         main()
     except UserError as error:
         _fail(str(error))
     except Interrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if rank() == 0:
+            print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
+        _leave_it_to_the_first()
         _fail(one_line(error, _known_keys(config_name)))
     except ValueError as error:
         if not str(error).startswith("Config group override must be a string"):
             raise
+        _leave_it_to_the_first()
         _fail("a group takes the name of an option, not null: leave it out, or use logger=none")
     finally:
         if finish:
@@ -55,6 +62,31 @@ def one_line_errors() -> Iterator[None]:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _fail(str(error))
+
+
+def _join_torchrun(config_name: str) -> None:
+    """Of the processes that torchrun started, the first alone has a run's folder."""
+    words = sys.argv[1:]
+    refusal = ""
+    if config_name != "train":
+        refusal = f"torchrun is for train.py: start {sys.argv[0]} with python"
+    elif any(word in ("-m", "--multirun") or word.startswith("hydra.mode=") for word in words):
+        refusal = "a sweep is no work for torchrun: start it with python, or each of its jobs with torchrun"
+    if refusal:
+        _leave_it_to_the_first()
+        _fail(refusal)
+    if rank() > 0:
+        # After the last override: Hydra's parser takes them in one piece, and the last of a key counts.
+        last = max((k for k, word in enumerate(words, 2) if "=" in word and word[0] != "-"), default=len(sys.argv))
+        sys.argv[last:last] = ["hydra.output_subdir=null", "hydra.run.dir=."]
+
+
+def _leave_it_to_the_first() -> None:
+    """Before an error that every process meets. torchrun ends the others when the first has told it and left."""
+    if rank() > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(30)
+        sys.exit(1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

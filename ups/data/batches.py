@@ -1,9 +1,10 @@
 """Training batches as a function of (seed, step): nothing else decides what a step sees, so a resumed run is equal.
 
-Shapes: B batch, K steps, N points.
+Shapes: B batch (or a process's part of it), K steps, N points.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,18 +15,43 @@ from ups.data.trajectories import Trajectories
 
 @dataclass(frozen=True)
 class Batch:
-    """u: (B, K+1, N) consecutive frames; nu: (B,); generator: of all the randomness of this step's loss."""
+    """u: (B, K+1, N) consecutive frames; nu: (B,); generator: of all the randomness of this step's loss.
+
+    A part of a step's batch is those of its `size` samples that begin at `first`. Noise is drawn for the whole batch,
+    so that the mean of the parts' losses is the loss of the whole.
+    """
 
     u: Tensor
     nu: Tensor
     time_step: float
     generator: torch.Generator
+    size: int
+    first: int = 0
+    mean_of_parts: Callable[[Tensor], Tensor] | None = None
 
     def normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, device=like.device, dtype=like.dtype)
+        """like: (B, ...)."""
+        shape = (self.size, *like.shape[1:])
+        return self._own(torch.randn(shape, generator=self.generator, device=like.device, dtype=like.dtype))
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.u.device)
+        """-> (B, *shape)."""
+        return self._own(torch.rand((self.size, *shape), generator=self.generator, device=self.u.device))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of the whole step's batch, whatever part this is; for values that need no gradient."""
+        own = values.detach().mean()
+        return self.mean_of_parts(own) if self.mean_of_parts else own
+
+    def part(self, index: int, count: int, mean_of_parts: Callable[[Tensor], Tensor]) -> "Batch":
+        """One of `count` equal parts; `mean_of_parts` gives a scalar's mean over all of them."""
+        length = self.size // count
+        first = index * length
+        rows = slice(first, first + length)
+        return replace(self, u=self.u[rows], nu=self.nu[rows], first=first, mean_of_parts=mean_of_parts)
+
+    def _own(self, drawn: Tensor) -> Tensor:
+        return drawn[self.first : self.first + len(self.u)]
 
 
 def generator_of(device: torch.device, *key: int) -> torch.Generator:
@@ -43,4 +69,4 @@ def batch_at(data: Trajectories, size: int, steps: int, seed: int, step: int) ->
     frames = frame[:, None] + torch.arange(steps + 1, device=device)
     u = data.u[sample[:, None], frames]
     reflected = draw(2).bool()[:, None, None]
-    return Batch(torch.where(reflected, -u.flip(-1), u), data.nu[sample], data.time_step, generator)
+    return Batch(torch.where(reflected, -u.flip(-1), u), data.nu[sample], data.time_step, generator, size)

@@ -17,7 +17,9 @@ from ups.data.trajectories import Splits
 from ups.files import write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
+from ups.machine import rank
 from ups.paths import ROOT
+from ups.training.distributed import first_ahead, process_group
 from ups.training.identity import identity_of
 from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
 from ups.training.runtime import set_up
@@ -26,8 +28,23 @@ from ups.training.runtime import set_up
 def run_training(cfg: DictConfig) -> float:
     """The score of the stage asked for: its validation rollout nRMSE."""
     started = time.time()
-    check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    loggers: list[Logger] = []
+    exit_code = 1
+    try:
+        with process_group():
+            result = train_chain(cfg, folder, loggers, started)
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            logger.finish(exit_code)
+    report(result, folder)
+    return result["score"]
+
+
+def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: float) -> dict:
+    """What each process does -> result.json. The first alone fills `loggers`, has callbacks and writes."""
+    check(cfg)
     runtime = set_up(**plain(cfg.runtime))
     plan = make_plan(identity_of(cfg), Path(cfg.store), cfg.require)
     print_plan(plan)
@@ -35,27 +52,23 @@ def run_training(cfg: DictConfig) -> float:
     @cache
     def data() -> Splits:
         dataset = build(cfg.dataset, "dataset")
-        splits = dataset.load(Path(cfg.cache), runtime.device)
+        with first_ahead():
+            splits = dataset.load(Path(cfg.cache), runtime.device)
         protocol = (dataset.initial_frame, dataset.rollout_steps)
         return Splits(
             splits.train, splits.validation.window(*protocol), splits.test.window(*protocol)
         ).to(runtime.device)
 
-    loggers: list[Logger] = []
-    exit_code = 1
-    try:
+    callbacks: list[Callback] = []
+    if rank() == 0:
         for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
             loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
         callbacks = make_callbacks(cfg, loggers, folder)
-        obtained = obtain(plan, data, callbacks, runtime)
-        result = result_of(obtained, plan, cfg.seed, time.time() - started)
+    obtained = obtain(plan, data, callbacks, runtime)
+    result = result_of(obtained, plan, cfg.seed, time.time() - started)
+    if rank() == 0:
         write_json(folder / "result.json", result)
-        exit_code = 0
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
-    report(result, folder)
-    return result["score"]
+    return result
 
 
 def result_of(obtained: Obtained, plan: list[Planned], seed: int, seconds: float) -> dict:

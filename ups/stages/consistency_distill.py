@@ -46,7 +46,7 @@ class ConsistencyDistill(Stage):
         context = (u, prediction, scale, batch.nu, batch.time_step)
 
         levels = noise_levels(self.sigma_min, self.sigma_max, self.levels, u)
-        upper = (batch.uniform(len(u), 1) * (self.levels - 1)).long()
+        upper = (batch.uniform(1) * (self.levels - 1)).long()
         sigma, lower = levels[upper], levels[upper + 1]
         z = z0 + sigma * batch.normal(z0)
         with torch.no_grad():

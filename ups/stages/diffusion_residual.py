@@ -48,10 +48,11 @@ class DiffusionResidual(Stage):
             prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
         residual = truth - prediction
         mean, scale = self.network.moments(u, prediction, batch.nu, batch.time_step)
-        mean_loss = relative_l2(prediction + mean, truth).mean() / relative_l2(prediction, truth).mean()
+        mean_loss = relative_l2(prediction + mean, truth).mean() / batch.mean(relative_l2(prediction, truth))
 
         left = residual - mean.detach()
-        scale_loss = (scale.log() + 0.5 * (left / scale).square()).mean() - left.square().mean().add(1e-12).sqrt().log()
+        left_size = batch.mean(left.square()).add(1e-12).sqrt()
+        scale_loss = (scale.log() + 0.5 * (left / scale).square()).mean() - left_size.log()
 
         scale = scale.detach()
         z0 = (left / scale).clamp(-TAIL, TAIL)

@@ -34,7 +34,7 @@ class Operator(Stage):
         if high == 0:
             return 0.0
         u = batch.u[:, 0]
-        level = low * (high / low) ** batch.uniform(len(u), 1)
+        level = low * (high / low) ** batch.uniform(1)
         return batch.normal(u) * level * u.std(-1, keepdim=True)
 
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator | None = None) -> Tensor:

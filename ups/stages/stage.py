@@ -24,7 +24,10 @@ class Stage(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and the terms worth a chart. All randomness comes from the batch's generator."""
+        """The scalar to minimise and the terms worth a chart. All randomness is drawn from the batch.
+
+        A mean over samples, so that parts of a batch can be computed apart; `batch.mean` is for what is not.
+        """
 
     @abstractmethod
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:

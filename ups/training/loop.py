@@ -13,7 +13,9 @@ from ups.callbacks.callback import Callback
 from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
+from ups.machine import processes
 from ups.stages.stage import Stage
+from ups.training.distributed import agreed, average, by_first, own_part
 from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate
 from ups.training.runtime import Runtime
 from ups.training.signals import StopSignal
@@ -61,7 +63,8 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
             "seconds": self.seconds,
-            "threads": torch.get_num_threads(),  # another number sums in another order
+            "threads": torch.get_num_threads(),  # another number sums in another order,
+            "processes": processes(),  # and so do more or fewer processes
         }
 
     def load_state(self, state: dict) -> None:
@@ -92,14 +95,15 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
 
                 if settings.evaluates_at(training.step):
                     with training.average.used_by(stage):
-                        scores = stage.evaluate(validation)
+                        scores = by_first(lambda: stage.evaluate(validation))
                     keep_if_best(training, scores)
                     call("on_evaluate", scores)
-                call("on_checkpoint", stop.received is not None)
-                if stop.received is not None:
+                stopped_by = agreed(stop.received)
+                call("on_checkpoint", stopped_by is not None)
+                if stopped_by is not None:
                     raise Interrupted(
-                        stop.received,
-                        f"{signal.Signals(stop.received).name}: stopped {settings.name} at step {training.step} of "
+                        stopped_by,
+                        f"{signal.Signals(stopped_by).name}: stopped {settings.name} at step {training.step} of "
                         f"{settings.steps}, saved in {training.entry.path}; the same command goes on from there",
                     )
         load_best(training)
@@ -110,11 +114,14 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
 
 
 def training_step(training: Training, runtime: Runtime) -> None:
-    """One step of the optimizer. Batch and noise are functions of (seed, step): see `batch_at`."""
+    """One step of the optimizer. Batch and noise are functions of (seed, step): see `batch_at`.
+
+    Of several processes each computes its part of the batch, and all take the step of the whole.
+    """
     settings, stage, network = training.settings, training.stage, training.stage.network
-    batch = batch_at(
+    batch = own_part(batch_at(
         training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, training.step
-    )
+    ))  # fmt: skip
     lr = learning_rate(settings.optimizer, training.step, settings.steps)
     for group in training.optimizer.param_groups:
         group["lr"] = lr
@@ -123,10 +130,10 @@ def training_step(training: Training, runtime: Runtime) -> None:
     with runtime.autocast():
         loss, terms = stage.loss(batch)
     loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(
-        [parameter for parameter in network.parameters() if parameter.requires_grad], settings.optimizer.clip
-    )
-    loss = loss.detach()
+    loss, terms = loss.detach(), {name: term.detach() for name, term in terms.items()}
+    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    average([*(parameter.grad for parameter in parameters), loss, *terms.values()])
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.clip)
     if not math.isfinite(float(grad_norm) + float(loss)):
         raise UserError(
             f"{settings.name}: loss {float(loss):g}, gradient {float(grad_norm):g} at step {training.step}; no weight "
@@ -135,15 +142,14 @@ def training_step(training: Training, runtime: Runtime) -> None:
     training.optimizer.step()
     training.average.update(network, training.step)
     training.step += 1
-    training.values = {"loss": loss, "lr": lr, "grad_norm": grad_norm}
-    training.values |= {name: term.detach() for name, term in terms.items()}
+    training.values = {"loss": loss, "lr": lr, "grad_norm": grad_norm} | terms
 
 
 def keep_if_best(training: Training, scores: dict[str, float]) -> None:
     """By the validation's rollout error, never by the training loss. A rollout that diverged is never the best."""
     if scores["rollout_nrmse"] < training.best.get("rollout_nrmse", math.inf):
         training.best = scores | {"step": training.step}
-        training.entry.save_best(training.average.network)
+        by_first(lambda: training.entry.save_best(training.average.network))
 
 
 def load_best(training: Training) -> None:

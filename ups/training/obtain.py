@@ -1,6 +1,8 @@
 """`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.errors import UserError
 from ups.files import locked
+from ups.machine import processes
 from ups.stages.stage import Stage
+from ups.training.distributed import by_first, first_ahead
 from ups.training.identity import Identity
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
@@ -62,7 +66,20 @@ def make_plan(identity: Identity, store: Path, require: str) -> list[Planned]:
             f"require=found, and {lacking[0].path} is not trained: train it with "
             f"stage={lacking[0].identity.stage}, or set require=train"
         )
+    check_batch_sizes(plan)
     return plan
+
+
+def check_batch_sizes(plan: list[Planned]) -> None:
+    """Before any work: what is to be trained has batches of equal parts, one for each process."""
+    for depth, planned in enumerate(reversed(plan)):
+        size, count = planned.entry.identity.content["stage"]["batch_size"], processes()
+        if planned.action != "found" and size % count:
+            below = size // count * count
+            raise UserError(
+                f"stage.{'requires.' * depth}batch_size={size}: the {count} processes of torchrun need equal parts of "
+                f"a batch; choose {f'{below} or ' if below else ''}{below + count}, or another --nproc-per-node"
+            )
 
 
 def print_plan(plan: list[Planned]) -> None:
@@ -78,16 +95,24 @@ def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Run
     for planned in plan:
         required = obtained.stage if obtained else None
         entry = planned.entry
-        if entry.is_trained:
-            obtained = load(entry, required, runtime)
-            continue
-        with locked(entry.path):
-            if entry.is_trained:  # by the run this one waited for
-                planned.action = "found"
-            else:
-                planned.action = train_stage(entry, required, data_of(), callbacks, runtime)
+        with claimed(entry) as ours:
+            planned.action = train_stage(entry, required, data_of(), callbacks, runtime) if ours else "found"
         obtained = load(entry, required, runtime)
     return obtained
+
+
+@contextmanager
+def claimed(entry: Entry) -> Iterator[bool]:
+    """Whether it is this run that trains the entry; then its lock is held inside. One process decides for all."""
+    with ExitStack() as lock:
+
+        def claim() -> bool:
+            if entry.is_trained:
+                return False
+            lock.enter_context(locked(entry.path))
+            return not entry.is_trained  # by the run this one waited for
+
+        yield by_first(claim)
 
 
 def load(entry: Entry, required: Stage | None, runtime: Runtime) -> Obtained:
@@ -136,9 +161,11 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
     stage = build_stage(entry.identity, required, runtime)
     check_data(settings, stage, data)
     training = Training(stage, settings, data, entry)
-    state = entry.load_state()
+    with first_ahead():  # it sets aside a state that cannot be read
+        state = entry.load_state()
     if state:
         training.load_state(state)
+    if state and state["processes"] == processes():
         if runtime.threads is None:
             torch.set_num_threads(state["threads"])
     else:
@@ -149,19 +176,20 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
 
     started = time.time()
     train(training, callbacks, runtime)
-    entry.finish({
+    by_first(lambda: entry.finish({
         "score": training.best["rollout_nrmse"],
         "metrics": {"validation": training.best, "test": stage.evaluate(data.test)},
         "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.time() - started, 1)},
-    })  # fmt: skip
+    }))  # fmt: skip
     return "resumed" if state else "trained"
 
 
 def trial_step(training: Training) -> None:
-    """A forward and a backward pass that leave no trace, for timing."""
+    """A forward and a backward pass of one process that leave no trace, for timing."""
     settings, stage = training.settings, training.stage
-    batch = batch_at(training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, 0)
+    size = settings.batch_size // processes()
+    batch = batch_at(training.data.train, size, stage.frames_per_sample - 1, settings.seed, 0)
     stage.loss(batch)[0].backward()
     training.optimizer.zero_grad(set_to_none=True)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ups.errors import UserError
-from ups.machine import cores
+from ups.machine import cores, local_processes, local_rank, processes
+from ups.training.distributed import by_first
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,37 @@ def set_up(device: str, threads: int | str, precision: str = "float32", compile:
         index, count = torch.device(device).index or 0, torch.cuda.device_count()
         if index >= count:
             raise UserError(f"runtime.device={device}: this PyTorch sees {count} GPUs; use runtime.device=auto")
+        if processes() > 1:
+            device = own_gpu(device, count)
         torch.backends.cudnn.allow_tf32 = False  # 10 bits of a flux are too few: it is differenced
     if threads != "auto":
         torch.set_num_threads(threads)
     return Runtime(torch.device(device), precision, compile, None if threads == "auto" else threads)
 
 
+def own_gpu(device: str, count: int) -> str:
+    """Each process of torchrun has a GPU to itself."""
+    if device != "cuda":
+        raise UserError(f"runtime.device={device}: torchrun gives each process its own GPU; use runtime.device=cuda")
+    if local_processes() > count:
+        raise UserError(
+            f"runtime.device=cuda: torchrun started {local_processes()} processes for {count} GPUs; use "
+            f"--nproc-per-node {count}, or runtime.device=cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return f"cuda:{local_rank()}"
+
+
 def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:
-    """Time `step` at one thread and at all cores, and keep what is faster.
+    """Time `step` at one thread and at all cores of this process, and keep what is faster.
 
     More is not always faster: on a shared machine the barriers of small kernels can cost 20 times the kernels.
     """
     if runtime.threads is not None or runtime.device.type != "cpu":
         return
-    candidates = sorted({1, cores()})
+    candidates = sorted({1, max(1, cores() // local_processes())})
     seconds = {count: _seconds(step, count) for count in candidates} if len(candidates) > 1 else {1: 0.0}
-    torch.set_num_threads(min(seconds, key=seconds.get))
+    torch.set_num_threads(by_first(lambda: min(seconds, key=seconds.get)))  # one number: one order of sums for all
 
 
 def _seconds(step: Callable[[], None], threads: int) -> float:

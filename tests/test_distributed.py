@@ -1,0 +1,189 @@
+"""One training by two processes of torchrun, on the CPU: the same stage, written once, and every end is clean."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, clean_environment
+from safetensors.torch import load_file
+
+from ups.errors import UserError
+from ups.training.runtime import set_up
+
+pytestmark = pytest.mark.slow
+
+QUICK = [
+    "logger=none", "~callbacks.figures", *SMALL, "dataset.initial_frame=2", "dataset.rollout_steps=5", "model.width=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path, cache):
+    """`start("stage=operator", processes=2)` in an empty folder -> the running command."""
+    running = []
+
+    def run(*overrides: str, processes: int = 2) -> subprocess.Popen:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        arguments = [*(launcher if processes > 1 else []), str(ROOT / "train.py"), *overrides, f"cache={cache}"]
+        running.append(subprocess.Popen(
+            [sys.executable, *arguments], cwd=tmp_path, env=clean_environment(tmp_path), text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        ))  # fmt: skip
+        return running[-1]
+
+    yield run
+    for each in running:
+        if each.poll() is None:
+            each.send_signal(signal.SIGTERM)  # torchrun takes its processes along
+            each.communicate(timeout=60)
+
+
+def finished(run: subprocess.Popen, code: int = 0) -> str:
+    error = run.communicate(timeout=100)[1]
+    assert run.returncode == code, error
+    return error
+
+
+def the_result(folder: Path) -> dict:
+    """Of the one run in the folder, whose files one process wrote."""
+    (file,) = folder.glob("outputs/*/*/result.json")
+    assert list(folder.glob("outputs/*/*")) == [file.parent]
+    assert {path.name for path in folder.iterdir()} <= {"outputs", "store", "other", ".cache", ".config"}
+    return json.loads(file.read_text())
+
+
+def rows_of(folder: Path) -> list[dict]:
+    (file,) = folder.glob("outputs/*/*/metrics.csv")
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def wait_for_steps(run: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size for path in folder.glob("outputs/*/*/metrics.csv")):
+        assert run.poll() is None and time.monotonic() < deadline, run.communicate()[1]
+        time.sleep(0.05)
+
+
+def process_of(run: subprocess.Popen, rank: int) -> int:
+    """Its number, from what Linux tells of torchrun's children."""
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    (number,) = (
+        number for number in children if f"\0RANK={rank}\0" in Path(f"/proc/{number}/environ").read_text()
+    )  # fmt: skip
+    return int(number)
+
+
+def weights_differ_by(folder: Path, stage: str) -> float:
+    """The largest difference between the stage in `store` and the one in `other`.
+
+    But for a flux's bias: a constant flux is differenced away, and of a gradient of rounding Adam makes full steps.
+    """
+    null = ("network.project.bias", "moments_network.project.bias")
+    one, two = (load_file(next(folder.glob(f"{store}/{stage}-*/weights.safetensors"))) for store in ("store", "other"))
+    return max(float((one[key] - two[key]).abs().max()) for key in one.keys() - null)
+
+
+def test_two_processes_train_the_chain_as_one_does(start, tmp_path):
+    chain = ["stage=diffusion_residual", *QUICK, "stage.requires.evaluations=2"]
+    finished(start(*chain))
+    result, rows = the_result(tmp_path), rows_of(tmp_path)
+    assert [(line["stage"], line["action"]) for line in result["plan"]] == [
+        ("operator", "trained"), ("diffusion_residual", "trained")
+    ]  # fmt: skip
+    shutil.rmtree(tmp_path / "outputs")
+
+    finished(start(*chain, "store=other", processes=1))
+    single, single_rows = the_result(tmp_path), rows_of(tmp_path)
+    assert result["digest"] == single["digest"]
+    assert result["score"] == pytest.approx(single["score"], rel=1e-3)
+    for row, single_row in zip(rows, single_rows, strict=True):
+        for name in ("operator", "diffusion_residual"):
+            assert row[f"training/{name}/step"] == single_row[f"training/{name}/step"]
+            if loss := row[f"training/{name}/loss"]:
+                assert float(loss) == pytest.approx(float(single_row[f"training/{name}/loss"]), rel=1e-4)
+    for stage in ("operator", "diffusion_residual"):
+        assert weights_differ_by(tmp_path, stage) < 2e-5  # rounding, in weights of about 0.1
+
+
+def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path):
+    long = [*QUICK, "budget.operator=100", "stage.evaluations=1"]
+    run = start(*long)
+    wait_for_steps(run, tmp_path)
+    run.send_signal(signal.SIGTERM)
+    error = finished(run, code=1)  # torchrun's own
+    assert error.count("SIGTERM: stopped operator at step") == 1
+    assert not list(tmp_path.glob("outputs/*/*/result.json"))
+    (state,) = tmp_path.glob("store/operator-*/state.pt")
+    step = torch.load(state, weights_only=True)["step"]
+    assert 0 < step < 100 and f"at step {step} of" in error
+
+    shutil.rmtree(tmp_path / "outputs")
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    finished(start(*long))
+    result = the_result(tmp_path)
+    assert result["plan"][0]["action"] == "resumed"
+    shutil.rmtree(tmp_path / "outputs")
+    finished(start(*long, "store=other", processes=1))
+    single = the_result(tmp_path)
+    assert single["plan"][0]["action"] == "resumed" and single["digest"] == result["digest"]
+    assert weights_differ_by(tmp_path, "operator") < 1e-4
+    assert result["score"] == pytest.approx(single["score"], rel=1e-3)
+
+
+def test_two_commands_at_once_train_once(start, tmp_path):
+    runs = [start(*QUICK, "budget.operator=10") for _ in range(2)]
+    for run in runs:
+        finished(run)
+    plans = [json.loads(file.read_text())["plan"] for file in tmp_path.glob("outputs/*/*/result.json")]
+    assert sorted(line["action"] for plan in plans for line in plan) == ["found", "trained"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stage.batch_size=15"], "stage.batch_size=15: the 2 processes of torchrun need equal parts"),
+        (["-m", "seed=0,1"], "a sweep is no work for torchrun"),
+    ],
+    ids=["batch", "sweep"],
+)
+def test_a_mistake_is_told_once(overrides, words, start, tmp_path):
+    error = finished(start(*overrides, *QUICK), code=1)
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert words in line and "train.py\", line" not in error
+    assert not (tmp_path / "store").exists() and not (tmp_path / "multirun").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "saved", "report"), [(signal.SIGTERM, True, "143"), (signal.SIGKILL, False, "-9")], ids=["term", "kill"]
+)
+def test_the_end_of_one_process_is_the_end_of_all(number, saved, report, start, tmp_path):
+    run = start(*QUICK, "budget.operator=4000", "stage.evaluations=1")
+    wait_for_steps(run, tmp_path)
+    os.kill(process_of(run, rank=1), number)
+    started = time.monotonic()
+    error = finished(run, code=1)
+    assert time.monotonic() - started < 10 and f"exitcode  : {report}" in error
+    assert error.count("SIGTERM: stopped operator at step") == len(list(tmp_path.glob("store/*/state.pt"))) == saved
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    counts = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+    for name, value in ({"TORCHELASTIC_RUN_ID": "any"} | counts).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert set_up("cuda", 1).device == torch.device("cuda:1")
+    with pytest.raises(UserError, match="gives each process its own GPU"):
+        set_up("cuda:1", 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 processes for 1 GPUs"):
+        set_up("cuda", 1)
