@@ -103,7 +103,7 @@ class WandbServer:
 
     # One method for each GraphQL operation, by its name; `v` are the variables.
 
-    def Viewer(self, v: dict) -> dict:  # noqa: N802
+    def Viewer(self, v: dict) -> dict:
         viewer = {"id": "VXNlcjox", "name": ENTITY, "entity": ENTITY, "username": ENTITY, "email": "t@example.org",
                   "flags": "{}", "admin": False, "deletedAt": None, "apiKeys": {"edges": []},
                   "teams": {"edges": []}}  # fmt: skip
@@ -111,10 +111,10 @@ class WandbServer:
 
     GetViewer = GetDefaultEntity = Viewer
 
-    def ServerFeaturesQuery(self, v: dict) -> dict:  # noqa: N802
+    def ServerFeaturesQuery(self, v: dict) -> dict:
         return {"serverInfo": {"features": []}}
 
-    def UpsertBucket(self, v: dict) -> dict:  # noqa: N802
+    def UpsertBucket(self, v: dict) -> dict:
         inserted = v["name"] not in self.runs
         run = self.runs.setdefault(v["name"], Run(v["name"], v.get("project") or "uncategorized"))
         run.state, run.exit_code = "running", None
@@ -122,30 +122,30 @@ class WandbServer:
         run.config |= json.loads(v.get("config") or "{}")
         return {"upsertBucket": {"bucket": self._bucket(run), "inserted": inserted}}
 
-    def RunResumeStatus(self, v: dict) -> dict:  # noqa: N802
+    def RunResumeStatus(self, v: dict) -> dict:
         run = self.runs.get(v["name"])
         return {"model": {"id": "project", "name": v["project"], "entity": {"id": "entity", "name": ENTITY},
                           "bucket": run and self._bucket(run)}}  # fmt: skip
 
-    def Run(self, v: dict) -> dict:  # noqa: N802
+    def Run(self, v: dict) -> dict:
         run = self.runs.get(v.get("run") or v.get("name"))
         known = run is not None and run.project == v["project"]
         return {"project": {"run": self._bucket(run) if known else None}}
 
     RunState = QueryRunInfo = Run
 
-    def CreateRunFiles(self, v: dict) -> dict:  # noqa: N802
+    def CreateRunFiles(self, v: dict) -> dict:
         files = [{"name": name, "uploadUrl": f"{self.url}/run/{v['run']}/{name}"} for name in v["files"]]
         return {"createRunFiles": {"runID": v["run"], "uploadHeaders": [], "files": files}}
 
-    def MarkRunFilesUploaded(self, v: dict) -> dict:  # noqa: N802
+    def MarkRunFilesUploaded(self, v: dict) -> dict:
         return {"markRunFilesUploaded": {"success": True}}
 
-    def ArtifactType(self, v: dict) -> dict:  # noqa: N802
+    def ArtifactType(self, v: dict) -> dict:
         found = self.artifact(v["name"].partition(":")[0])
         return {"project": {"artifact": found and {"artifactType": {"name": found.type}}}}
 
-    def CreateArtifact(self, v: dict) -> dict:  # noqa: N802
+    def CreateArtifact(self, v: dict) -> dict:
         given = v["input"]
         name, project = given["artifactCollectionName"], given["projectName"]
         versions = [each for each in self.artifacts if (each.project, each.name) == (project, name)]
@@ -164,15 +164,15 @@ class WandbServer:
         answer = {"id": artifact.id, "state": artifact.state, "artifactSequence": latest}
         return {"createArtifact": {"artifact": answer}}
 
-    def CreateArtifactManifest(self, v: dict) -> dict:  # noqa: N802
+    def CreateArtifactManifest(self, v: dict) -> dict:
         file = {"id": "file", "uploadUrl": f"{self.url}/manifest/{v['artifactID']}", "uploadHeaders": []}
         return {"createArtifactManifest": {"artifactManifest": {"id": v["artifactID"], "file": file}}}
 
-    def UpdateArtifactManifest(self, v: dict) -> dict:  # noqa: N802
-        return {"updateArtifactManifest": self.CreateArtifactManifest({"artifactID": v["artifactManifestID"]})[
-            "createArtifactManifest"]}  # fmt: skip
+    def UpdateArtifactManifest(self, v: dict) -> dict:
+        created = self.CreateArtifactManifest({"artifactID": v["artifactManifestID"]})
+        return {"updateArtifactManifest": created["createArtifactManifest"]}
 
-    def CreateArtifactFiles(self, v: dict) -> dict:  # noqa: N802
+    def CreateArtifactFiles(self, v: dict) -> dict:
         nodes = [
             {"storagePath": f"blob/{_hex(file['md5'])}", "uploadUrl": f"{self.url}/blob/{_hex(file['md5'])}",
              "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": file["artifactID"]}}
@@ -180,16 +180,16 @@ class WandbServer:
         ]  # fmt: skip
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
-    def CommitArtifact(self, v: dict) -> dict:  # noqa: N802
+    def CommitArtifact(self, v: dict) -> dict:
         artifact = self._by_id(v["artifactID"])
         if not self.forget_commits:
             artifact.state = "COMMITTED"
         return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.digest}}}
 
-    def ArtifactByID(self, v: dict) -> dict:  # noqa: N802
+    def ArtifactByID(self, v: dict) -> dict:
         return {"artifact": self._fragment(self._by_id(v["id"]))}
 
-    def ArtifactMembershipByName(self, v: dict) -> dict:  # noqa: N802
+    def ArtifactMembershipByName(self, v: dict) -> dict:
         name, _, alias = v["name"].partition(":")
         found = [
             each for each in self.artifacts
@@ -204,7 +204,7 @@ class WandbServer:
         known = any(each.project == v["project"] for each in (*self.artifacts, *self.runs.values()))
         return {"project": {"artifactCollectionMembership": membership} if known else None}
 
-    def FetchArtifactManifest(self, v: dict) -> dict:  # noqa: N802
+    def FetchArtifactManifest(self, v: dict) -> dict:
         file = {"directUrl": f"{self.url}/manifest/{v['id']}"}
         return {"artifact": {"currentManifest": {"file": file}}}
 
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_state: WandbServer
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         state, body = self.server_state, self._body()
         operation, variables = "", {}
         if self.path == "/graphql":
@@ -271,10 +271,10 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer(404, {})
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         state, body = self.server_state, self._body()
         if not self._admitted("", body):
-            return
+            return None
         kind, _, name = self.path[1:].partition("/")
         with state.lock:
             if kind == "blob" and state.refuse_uploads:
@@ -288,7 +288,7 @@ class _Handler(BaseHTTPRequestHandler):
                 state.runs[run].files[file] = body
         return self._answer(200, {})
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         state = self.server_state
         if not self._admitted("", b"", needs_key=self.path.startswith("/artifacts")):
             return

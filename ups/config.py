@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     r"dataset\.time_step": POSITIVE,
     r"dataset\.path": TEXT,
     r"callbacks\.\w+\.every": integer(1),
+    r"logger\.wandb\.checkpoints": BOOL,
     r"logger\.wandb\.(init|finish)_timeout": POSITIVE,
     r"checkpoint": TEXT,
     r"initial_frame": either(integer(0), NULL),

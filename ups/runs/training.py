@@ -18,6 +18,7 @@ from ups.files import write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.paths import ROOT
+from ups.runs.lookup import fetch_missing
 from ups.training.identity import identity_of
 from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
 from ups.training.runtime import set_up
@@ -29,7 +30,8 @@ def run_training(cfg: DictConfig) -> float:
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     runtime = set_up(**plain(cfg.runtime))
-    plan = make_plan(identity_of(cfg), Path(cfg.store), cfg.require)
+    identity, store = identity_of(cfg), Path(cfg.store)
+    plan = make_plan(identity, store, cfg.require, origins=fetch_missing(identity, store, cfg, runtime))
     print_plan(plan)
 
     @cache
