@@ -34,7 +34,7 @@ class WandbLogger(Logger):
         if "WANDB_MODE" not in os.environ and not has_key():
             self._go_offline("no API key")
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = _known_settings(
+        settings = known_settings(
             wandb, init_timeout=init_timeout, finish_timeout=finish_timeout, finish_timeout_raises=False, silent=True,
             x_transaction_log_flush_interval=1.0,  # a killed run has its rows on disk
         )  # fmt: skip
@@ -112,7 +112,7 @@ def has_key() -> bool:
     return any(name == host or (host is None and "wandb" in name) for name in hosts)
 
 
-def _known_settings(wandb, **wanted):
+def known_settings(wandb, **wanted):
     """Versions of the client differ in their settings, and refuse one they do not know."""
     known = wandb.Settings.model_fields
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})

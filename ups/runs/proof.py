@@ -21,9 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from ups import artifacts
 from ups.artifacts import Artifacts
 from ups.errors import UserError
+from ups.loggers.wandb import known_settings
 from ups.training.identity import identity_of
 from ups.training.store import Entry
 
+RUN_FOLDER = re.compile(r"run-(?P<time>\d+_\d+)-(?P<id>.+)")
 INIT_TIMEOUT = 30  # seconds for the server's answer when a run is started
 
 
@@ -61,12 +63,12 @@ class MadeRun:
     def run_id(self) -> str | None:
         """None if W&B's client was never started."""
         folders = self.wandb_folders("*run-*")
-        return os.environ.get("WANDB_RUN_ID") or (folders[-1].name.rpartition("-")[2] if folders else None)
+        return os.environ.get("WANDB_RUN_ID") or (RUN_FOLDER.search(folders[-1].name)["id"] if folders else None)
 
     def wandb_folders(self, pattern: str) -> list[Path]:
         """The client's, oldest first."""
         folders = (self.folder / "wandb").glob(pattern)
-        return sorted(folders, key=lambda path: re.search(r"run-(\d+_\d+)-", path.name)[1])
+        return sorted(folders, key=lambda path: RUN_FOLDER.search(path.name)["time"])
 
 
 def prove(made: MadeRun) -> str:
@@ -83,9 +85,11 @@ def prove(made: MadeRun) -> str:
             print(f"{entry.artifact}: {difference}; uploading", flush=True)
             lacking[entry.artifact] = entry.files()
     settled = ("finished",) if made.is_complete else ("finished", "failed")
-    broken = made.run_id and server.run_state(made.run_id) not in settled
+    state = server.run_state(made.run_id) if made.run_id else None
+    broken = made.run_id and state not in settled
     if broken:  # the client was killed, or gave up, before it had sent everything
-        for folder in made.wandb_folders(f"run-*-{made.run_id}"):
+        starts = made.wandb_folders(f"run-*-{made.run_id}")
+        for folder in starts if state == "missing" else starts[-1:]:  # a row may arrive twice, but all arrive
             sync(folder)
     if lacking or broken:
         upload(made, lacking)
@@ -103,7 +107,8 @@ def prove(made: MadeRun) -> str:
 def sync(folder: Path) -> None:
     """Upload what the client wrote to disk."""
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", str(folder)]
-    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    environment = {key: value for key, value in os.environ.items() if key not in ("WANDB_RESUME", "WANDB_RUN_ID")}
+    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
     if answer.returncode or not any(folder.glob("*.wandb.synced")):
         reason = (answer.stderr.strip().splitlines() or ["it gave no reason"])[-1]
         raise UserError(f"`wandb sync {folder}` failed: {reason}")
@@ -117,7 +122,10 @@ def upload(made: MadeRun, lacking: dict[str, dict[str, Path]]) -> None:
     run = wandb.init(
         project=made.cfg.logger.wandb.project, entity=made.cfg.logger.wandb.entity, id=made.run_id, resume="allow",
         mode="online", dir=made.folder,
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT),
+        settings=known_settings(
+            wandb, silent=True, console="off", init_timeout=INIT_TIMEOUT,
+            x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,  # those are the training's
+        ),
     )  # fmt: skip
     for name, files in lacking.items():
         artifacts.log(run, name, files)
