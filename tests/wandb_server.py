@@ -59,6 +59,7 @@ class WandbServer:
     slow = 0.0  # seconds before every answer
     refuse_uploads = False  # the body of an artifact's file is answered with 403
     forget_commits = False  # a commit is confirmed, and the artifact stays PENDING
+    forget_ends = False  # the end of a run is confirmed, and the run stays running
 
     def __init__(self, api_key: str = API_KEY):
         self.api_key = api_key
@@ -334,7 +335,7 @@ class _Handler(BaseHTTPRequestHandler):
                 run.rows[part["offset"] :] = [json.loads(line) for line in lines]
             elif name == "wandb-summary.json":
                 run.summary = json.loads(lines[-1])
-        if sent.get("complete"):
+        if sent.get("complete") and not self.server_state.forget_ends:
             run.exit_code = sent["exitcode"]
             run.state = "failed" if run.exit_code else "finished"
 
