@@ -260,6 +260,11 @@ def test_the_proof_uploads_what_the_server_lost_and_the_whole_run(copied):
     second = server.artifact(machine.entry().name)
     assert (first.version, second.version) == (0, 1) and steps_of(run.rows) == [1, 2, 3, 4, 6]
 
+    second.state = "DELETED"
+    assert machine.prove(server)[0] == 0
+    third = server.artifact(machine.entry().name)
+    assert (third.version, third.state) == (2, "COMMITTED")
+
 
 @pytest.mark.parametrize(
     ("fault", "timeout"),

@@ -45,7 +45,7 @@ class Artifact:
     version: int
     run: str
     aliases: list[str]
-    state: str = "PENDING"  # PENDING | COMMITTED
+    state: str = "PENDING"  # PENDING | COMMITTED | DELETED
     manifest: bytes = b""
 
     @property

@@ -92,19 +92,23 @@ def md5(path: Path) -> str:
     return base64.b64encode(digest.digest()).decode()
 
 
+def find(project: str, entity: str, *names: str) -> dict[str, dict]:
+    """Those that are there and complete."""
+    artifacts = Artifacts(project, entity or None)
+    found = {name: artifacts.find(name) for name in names}
+    return {
+        name: {"path": f"{artifacts.project}/{name}:{artifact.version}", "size": artifact.size}
+        for name, artifact in found.items() if artifact is not None and artifact.state == "COMMITTED"
+    }  # fmt: skip
+
+
 def main(arguments: list[str]) -> None:
     command, *rest = arguments
     if command == "download":
         path, folder, *files = rest
-        return download(path, Path(folder), files)
-    project, entity, *names = rest
-    artifacts = Artifacts(project, entity or None)
-    found = {name: artifacts.find(name) for name in names}
-    answer = {
-        name: {"path": f"{artifacts.project}/{name}:{artifact.version}", "size": artifact.size}
-        for name, artifact in found.items() if artifact is not None and artifact.state == "COMMITTED"
-    }  # fmt: skip
-    return print(json.dumps(answer), flush=True)
+        download(path, Path(folder), files)
+    else:
+        print(json.dumps(find(*rest)), flush=True)
 
 
 if __name__ == "__main__":
