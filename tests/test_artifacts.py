@@ -318,7 +318,7 @@ def test_an_unfinished_training_comes_home_and_goes_on_elsewhere(server, machine
     error = run.communicate(timeout=30)[1]
     assert run.returncode == 143 and f"an unfinished training in tester/ups/{name}:v0" in error
     before = torch.load(machine.entry() / "state.pt", weights_only=True)["step"]
-    assert before > 0 and steps_of(elsewhere.rows())[0] == before + 1
+    assert 0 < before < steps_of(elsewhere.rows())[0] <= before + 2  # there is a row every second step
 
 
 def test_a_killed_training_comes_home(server, machine):
