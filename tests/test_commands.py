@@ -144,9 +144,9 @@ def test_an_unreachable_server_does_not_stop_a_training(command, tmp_path):
         "train.py", *SMALL, "logger.wandb.init_timeout=3", WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9"
     )
     assert answer.returncode == 0, answer.stderr
-    assert "wandb: offline" in answer.stderr
+    assert "wandb: offline" in answer.stderr and answer.stderr.count("warning: ") == 1  # no look at its checkpoints
     (folder,) = run_folders(tmp_path)
-    assert len(metrics_of(folder)) == 5
+    assert len(metrics_of(folder)) == len(wandb_log.read(folder).points("training/operator/loss")) == 5
 
 
 def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):

@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     r"dataset\.time_step": POSITIVE,
     r"dataset\.path": TEXT,
     r"callbacks\.\w+\.every": integer(1),
+    r"logger\.wandb\.checkpoints": BOOL,
     r"logger\.wandb\.(init|finish)_timeout": POSITIVE,
     r"auto_shutdown": either(BOOL, NULL),
     r"vast\.action": one_of("launch", "status", "logs", "destroy", "reap"),

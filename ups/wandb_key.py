@@ -19,6 +19,4 @@ def api_key() -> str | None:
         return None
     except (OSError, netrc.NetrcParseError):
         return ""
-    return next(
-        (hosts[name][2] for name in hosts if name == host or (host is None and "wandb" in name)), None
-    )
+    return next((hosts[name][2] for name in hosts if name == host or (host is None and "wandb" in name)), None)

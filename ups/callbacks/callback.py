@@ -17,5 +17,8 @@ class Callback:
     def on_end(self, training) -> None:
         """After the last step, with the best weights loaded."""
 
+    def on_trained(self, training) -> None:
+        """After `training.entry` is complete, its scores written."""
+
     def on_exception(self, training, error: BaseException) -> None:
         """Before an error or an interruption leaves the loop."""

@@ -29,6 +29,9 @@ class CSVLogger(Logger):
     def log_figure(self, name: str, path: Path) -> None:
         """Figures lie in the run's folder already."""
 
+    def log_checkpoint(self, name: str, files: dict[str, Path]) -> None:
+        """Checkpoints lie in the store."""
+
     def finish(self, exit_code: int) -> None:
         if self.file:
             self.file.close()

@@ -20,5 +20,9 @@ class Logger(ABC):
         """A PNG file."""
 
     @abstractmethod
+    def log_checkpoint(self, name: str, files: dict[str, Path]) -> None:
+        """A trained stage's files, by their names in the store's folder `name`. They stay as they are."""
+
+    @abstractmethod
     def finish(self, exit_code: int) -> None:
         """Everything logged is safe after this, or a line has said where it is not."""

@@ -1,14 +1,15 @@
 """Weights & Biases: online with a key, offline by itself without one. Whatever fails in it, the training goes on."""
 
-import netrc
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from ups import artifacts
 from ups.console import console
 from ups.loggers.logger import Logger
+from ups.wandb_key import api_key
 
 
 class WandbLogger(Logger):
@@ -16,9 +17,10 @@ class WandbLogger(Logger):
 
     def __init__(
         self, folder: Path, config: dict, project: str, entity: str | None, name: str | None, tags: list[str],
-        init_timeout: float, finish_timeout: float,
+        checkpoints: bool, init_timeout: float, finish_timeout: float,
     ):  # fmt: skip
         self.folder = folder
+        self.checkpoints = checkpoints
         self.run = None
         self.sets_mode = False
         name = name or "-".join(folder.parts[-2:])  # date and time, or a sweep's time and its job
@@ -28,21 +30,21 @@ class WandbLogger(Logger):
     def _start(self, identity: dict, init_timeout: float, finish_timeout: float) -> None:
         import wandb
 
-        if "WANDB_MODE" not in os.environ and not _has_key():
+        if "WANDB_MODE" not in os.environ and api_key() is None:
             self._go_offline("no API key")
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = _known_settings(
+        settings = known_settings(
             wandb, init_timeout=init_timeout, finish_timeout=finish_timeout, finish_timeout_raises=False, silent=True,
             x_transaction_log_flush_interval=1.0,  # a killed run has its rows on disk
         )  # fmt: skip
-        init = lambda: wandb.init(dir=self.folder, settings=settings, reinit="finish_previous", **identity)
+        init = partial(wandb.init, dir=self.folder, settings=settings, reinit="finish_previous", **identity)
         try:
             self.run = init()
         except wandb.errors.Error as error:
             if os.environ.get("WANDB_MODE") == "offline":
                 raise
             self._go_offline(_first_line(error))
-            self.run = init()
+            self.run = init(mode="offline")  # the client has read the environment already
 
     def _go_offline(self, reason: str) -> None:
         # In the environment, not as an argument: only so does the client look up no host at all.
@@ -68,6 +70,10 @@ class WandbLogger(Logger):
 
         self._guarded("log_figure", log)
 
+    def log_checkpoint(self, name: str, files: dict[str, Path]) -> None:
+        if self.checkpoints:
+            self._guarded("log_checkpoint", lambda: artifacts.log(self.run, name, files))
+
     def finish(self, exit_code: int) -> None:
         self._guarded("finish", lambda: self.run.finish(exit_code=exit_code))
         if self.sets_mode:
@@ -88,24 +94,7 @@ class WandbLogger(Logger):
             )
 
 
-def _has_key() -> bool:
-    """In WANDB_API_KEY or ~/.netrc, where `wandb login` puts it; asks nobody, needs no network.
-
-    A file that cannot be read counts as a key: the client then says what is wrong with it, and the run goes offline.
-    """
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
-    try:
-        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
-    except FileNotFoundError:
-        return False
-    except (OSError, netrc.NetrcParseError):
-        return True
-    return any(name == host or (host is None and "wandb" in name) for name in hosts)
-
-
-def _known_settings(wandb, **wanted):
+def known_settings(wandb, **wanted):
     """Versions of the client differ in their settings, and refuse one they do not know."""
     known = wandb.Settings.model_fields
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})

@@ -49,7 +49,7 @@ def run_launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
         return ACTIONS[cfg.vast.action](cfg.vast, vast, Ledger(Path(cfg.vast.ledger)))
     try:
         if cfg.vast.rehearse:
-            from ups.launch.rehearsal.rehearsal import rehearsed
+            from ups.launch.rehearsal.local import rehearsed
 
             with rehearsed(cfg, Path(HydraConfig.get().runtime.output_dir)) as here:
                 rental = launch(here)

@@ -19,7 +19,8 @@ from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.machine import rank
 from ups.paths import ROOT
-from ups.training.distributed import first_ahead, process_group
+from ups.runs.lookup import fetch_missing
+from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
 from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
 from ups.training.runtime import set_up
@@ -46,7 +47,9 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     """What each process does -> result.json. The first alone fills `loggers`, has callbacks and writes."""
     check(cfg)
     runtime = set_up(**plain(cfg.runtime))
-    plan = make_plan(identity_of(cfg), Path(cfg.store), cfg.require)
+    identity, store = identity_of(cfg), Path(cfg.store)
+    origins = by_first(lambda: fetch_missing(identity, store, cfg, runtime))
+    plan = make_plan(identity, store, cfg.require, origins)
     print_plan(plan)
 
     @cache

@@ -1,5 +1,6 @@
 """`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ from ups.training.identity import Identity
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
 from ups.training.runtime import Runtime, choose_threads
-from ups.training.store import Entry
+from ups.training.store import IDENTITY, RESULT, STATE, Entry, read_state
 
 LOOP_KEYS = ("name", "steps", "batch_size", "evaluations", "optimizer")  # of a stage's node; the rest is the stage's
 
@@ -49,15 +50,19 @@ class Obtained:
     result: dict
 
 
-def make_plan(identity: Identity, store: Path, require: str) -> list[Planned]:
-    """What will be found and what trained, in order; printed before any work."""
+def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, str]) -> list[Planned]:
+    """What will be found and what trained, in order; printed before any work.
+
+    `origins` says of entries that were just brought into the store where they are from.
+    """
     plan = []
     for each in identity.chain():
         entry = Entry(store, each)
+        place = origins.get(each.folder, str(entry.path))
         if entry.is_trained:
-            plan.append(Planned(entry, "found", str(entry.path)))
+            plan.append(Planned(entry, "found", place))
         elif entry.is_started:
-            plan.append(Planned(entry, "resumed", f"an unfinished training in {entry.path}"))
+            plan.append(Planned(entry, "resumed", f"an unfinished training in {place}"))
         else:
             plan.append(Planned(entry, "trained", entry.why_new()))
     lacking = [planned.entry for planned in plan[:-1] if planned.action != "found"]
@@ -149,6 +154,29 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime) ->
     return stage
 
 
+def check_foreign(entry: Entry, runtime: Runtime) -> None:
+    """Raise if an entry from elsewhere is not what its name says, or would not load."""
+    content = json.loads((entry.path / IDENTITY).read_text())
+    if Identity(content, None).digest != entry.identity.digest:
+        raise ValueError(f"its {IDENTITY} is of another stage")
+    network = build_chain(entry.identity, runtime).network
+    if entry.is_trained:
+        result = entry.result()
+        test = result["metrics"]["test"]
+        if not all(isinstance(score, float) for score in (result["score"], test["rollout_nrmse"])):
+            raise ValueError(f"its {RESULT} has no scores")
+        return entry.load_best(network)
+    state = read_state(entry.path / STATE)
+    network.load_state_dict(state["network"])
+    network.load_state_dict(state["average"])
+    return entry.load_best(network) if state["best"] else None
+
+
+def build_chain(identity: Identity, runtime: Runtime) -> Stage:
+    """Untrained, its prerequisites too."""
+    return build_stage(identity, build_chain(identity.requires, runtime) if identity.requires else None, runtime)
+
+
 def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime) -> str:
     """Train or resume one stage; -> "trained" or "resumed"."""
     content = entry.identity.content
@@ -182,6 +210,8 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
         "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.time() - started, 1)},
     }))  # fmt: skip
+    for callback in callbacks:
+        callback.on_trained(training)
     return "resumed" if state else "trained"
 
 

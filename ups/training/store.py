@@ -20,8 +20,12 @@ from torch import nn
 
 from ups.console import console
 from ups.errors import UserError
-from ups.files import write, write_json
+from ups.files import locked, write, write_json
 from ups.training.identity import Identity, differences
+
+IDENTITY, WEIGHTS, RESULT, STATE = "identity.json", "weights.safetensors", "result.json", "state.pt"
+TRAINED = (IDENTITY, WEIGHTS, RESULT)
+UNFINISHED = (IDENTITY, WEIGHTS, STATE)  # the weights from the first validation on
 
 
 class Entry:
@@ -33,19 +37,43 @@ class Entry:
 
     @property
     def is_trained(self) -> bool:
-        return (self.path / "result.json").exists()
+        return (self.path / RESULT).exists()
 
     @property
     def is_started(self) -> bool:
         return not self.is_trained and any(self._states())
 
+    @property
+    def artifact(self) -> str:
+        """Its name where entries are kept elsewhere."""
+        return self.identity.folder if self.is_trained else unfinished(self.identity)
+
+    def files(self) -> dict[str, Path]:
+        """What it takes to use it, or to go on with it, elsewhere: the names there, the files here."""
+        if self.is_trained:
+            return {name: self.path / name for name in TRAINED}
+        files = {IDENTITY: self.path / IDENTITY, STATE: self._states()[0]}
+        return files | ({WEIGHTS: self.path / WEIGHTS} if (self.path / WEIGHTS).exists() else {})
+
+    def adopt(self, other: "Entry") -> None:
+        """Take the files of an entry of another store on this disk; the result comes last, as in a training."""
+        with locked(self.path):
+            if self.is_trained or (self.is_started and not other.is_trained):
+                return  # by a run that was faster
+            self.path.mkdir(exist_ok=True)
+            for name in (IDENTITY, WEIGHTS, STATE, RESULT):
+                if (other.path / name).exists():
+                    os.replace(other.path / name, self.path / name)
+            if self.is_trained:
+                self._remove_states()
+
     def result(self) -> dict:
-        return json.loads((self.path / "result.json").read_text())
+        return json.loads((self.path / RESULT).read_text())
 
     def save_state(self, state: dict) -> None:
         """Keeps the state before, for the case that this one turns out torn."""
         self._begin()
-        current, previous = self.path / "state.pt", self.path / "state.previous.pt"
+        current, previous = self.path / STATE, self.path / "state.previous.pt"
         if current.exists():
             os.replace(current, previous)
         write(current, lambda file: torch.save(state, file))
@@ -54,7 +82,7 @@ class Entry:
         """The newest readable state; one that is not is set aside, with a line that says so."""
         for file in self._states():
             try:
-                return torch.load(file, map_location="cpu", weights_only=True)
+                return read_state(file)
             except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
                 aside = file.with_suffix(".damaged")
                 os.replace(file, aside)
@@ -64,10 +92,10 @@ class Entry:
     def save_best(self, network: nn.Module) -> None:
         self._begin()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        write(self.path / "weights.safetensors", lambda file: save_file(tensors, file))
+        write(self.path / WEIGHTS, lambda file: save_file(tensors, file))
 
     def load_best(self, network: nn.Module) -> None:
-        file = self.path / "weights.safetensors"
+        file = self.path / WEIGHTS
         try:
             network.load_state_dict(load_file(file))
         except FileNotFoundError:
@@ -76,16 +104,15 @@ class Entry:
             raise UserError(f"{file} does not fit its identity.json ({str(error).splitlines()[0]})") from error
 
     def finish(self, result: dict) -> None:
-        write_json(self.path / "result.json", result)
-        for file in self._states():
-            file.unlink()
+        write_json(self.path / RESULT, result)
+        self._remove_states()
 
     def why_new(self) -> str:
         """What sets it apart from the nearest trained entry of the same stage."""
         found = [
             differences(self.identity.content, json.loads(file.read_text()))
-            for file in self.root.glob(f"{self.identity.stage}-*/identity.json")
-            if (file.parent / "result.json").exists()
+            for file in self.root.glob(f"{self.identity.stage}-*/{IDENTITY}")
+            if (file.parent / RESULT).exists()
         ]
         if not found:
             return f"no {self.identity.stage} in {self.root}"
@@ -94,10 +121,23 @@ class Entry:
         return "; ".join(nearest[:2]) + more
 
     def _states(self) -> list[Path]:
-        files = (self.path / "state.pt", self.path / "state.previous.pt")
+        files = (self.path / STATE, self.path / "state.previous.pt")
         return [file for file in files if file.exists()]
 
+    def _remove_states(self) -> None:
+        for file in self._states():
+            file.unlink()
+
     def _begin(self) -> None:
-        if not (self.path / "identity.json").exists():
+        if not (self.path / IDENTITY).exists():
             self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / "identity.json", self.identity.content)
+            write_json(self.path / IDENTITY, self.identity.content)
+
+
+def read_state(file: Path) -> dict:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def unfinished(identity: Identity) -> str:
+    """The name of an unfinished entry's artifact."""
+    return f"{identity.folder}-unfinished"

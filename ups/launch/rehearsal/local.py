@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ups.console import console
 from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, offer
+from ups.launch.rehearsal.wandb_server import WandbServer
 
 POLL_SECONDS = 0.5
 
@@ -22,11 +23,15 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
     """The config to launch with while this computer plays the service; machines are folders in `folder`/machines."""
     machines = folder.resolve() / "machines"
     environment = inherited_environment(machines) | {"PATH": f"{interpreter(machines)}:{os.environ['PATH']}"}
-    with VastServer(secrets.token_hex(32), machines, environment) as service:
+    key = secrets.token_hex(32)
+    with VastServer(key, machines, environment) as service, WandbServer(secrets.token_hex(32)) as tracker:
         service.offers = offers_that_fit(cfg.vast.offer)
         before = dict(os.environ)
-        os.environ |= {"VAST_URL": service.url, "VAST_API_KEY": service.key}
-        console.print(f"rehearsal: the service is {service.url}, machines are in {machines}; nothing is rented")
+        os.environ |= {"VAST_URL": service.url, "VAST_API_KEY": key} | tracker.environment
+        console.print(
+            f"rehearsal: {service.url} plays Vast, {tracker.url} plays W&B, machines are folders in {machines}; "
+            "nothing is rented"
+        )
         here = OmegaConf.merge(
             cfg, {"vast": {"follow": True, "poll_seconds": POLL_SECONDS, "ledger": str(folder / "rentals")}}
         )
@@ -35,6 +40,8 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
         finally:
             os.environ.clear()
             os.environ |= before
+        saved = [artifact.name for artifact in tracker.artifacts if artifact.state == "COMMITTED"]
+        console.print(f"rehearsal: W&B holds {', '.join(saved) or 'no stage'}")
         left = f"instances {sorted(service.rows)} are left" if service.rows else "the instance destroyed itself"
         console.print(f"rehearsal: {left}")
 

@@ -1,4 +1,4 @@
-"""What a rented machine runs: onstart.sh as it is sent, under bash and dash, with the real machine.py, against the
+"""What a rented machine runs: onstart.sh as it is sent, under bash and dash, with the real remote.py, against the
 stand-in service, which kills a machine's processes when it is destroyed. The training is a few lines that do what the
 fault says; test_launch.py has the real one.
 """
@@ -68,7 +68,7 @@ def repository(tmp_path_factory) -> Source:
     folder = tmp_path_factory.mktemp("repository")
     files = {
         "train.py": TRAIN, "requirements.txt": "torch>=2\nvastai>=99\nruff>=99\nfilelock>=3\n", "ups/__init__.py": "",
-        "ups/launch/__init__.py": "", "ups/launch/machine.py": (ROOT / "ups/launch/machine.py").read_text(),
+        "ups/launch/__init__.py": "", "ups/launch/remote.py": (ROOT / "ups/launch/remote.py").read_text(),
         "ups/runs/__init__.py": "", "ups/runs/proof.py": PROOF,
     }  # fmt: skip
     for name, text in files.items():

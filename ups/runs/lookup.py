@@ -1,0 +1,105 @@
+"""Brings stages that the store lacks home from W&B, where an earlier run put them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
+
+from omegaconf import DictConfig
+
+from ups.console import console
+from ups.errors import UserError
+from ups.paths import ROOT
+from ups.training.identity import Identity
+from ups.training.obtain import check_foreign
+from ups.training.runtime import Runtime
+from ups.training.store import TRAINED, UNFINISHED, Entry, unfinished
+from ups.wandb_key import api_key
+
+ANSWER_SECONDS = 10.0
+BYTES_PER_SECOND = 1e6  # a slower download is given up
+UNUSABLE = (  # what a file of somebody else's may raise while it is read
+    UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError,
+)  # fmt: skip
+
+
+class Unreachable(Exception):
+    """W&B gave no answer, or none in time."""
+
+
+def fetch_missing(identity: Identity, store: Path, cfg: DictConfig, runtime: Runtime) -> dict[str, str]:
+    """Put what W&B has of the chain into the store; -> the W&B path of each folder that came.
+
+    A trained stage comes for one that is not trained here, an unfinished one only for one that is not started here.
+    W&B that cannot be reached costs seconds and a warning, and the training goes on.
+    """
+    entries = [Entry(store, each) for each in identity.chain()]
+    missing = [entry for entry in entries if not entry.is_trained]
+    if not missing or not looks_up(cfg):
+        return {}
+    origins = {}
+    try:
+        found = find(cfg.logger.wandb, missing)
+        for entry in missing:
+            folder = entry.identity.folder
+            wanted = [(folder, TRAINED)] + ([] if entry.is_started else [(unfinished(entry.identity), UNFINISHED)])
+            for name, files in wanted:
+                if name in found and fetch(entry, found[name], files, runtime):
+                    origins[folder] = found[name]["path"]
+                    break
+    except Unreachable as error:
+        console.print(f"warning: no look at W&B's checkpoints ({error}); the training goes on with those of {store}")
+    return origins
+
+
+def looks_up(cfg: DictConfig) -> bool:
+    logger = cfg.logger.get("wandb")
+    online = os.environ.get("WANDB_MODE", "online") == "online"
+    return logger is not None and logger.checkpoints and online and api_key() is not None
+
+
+def find(logger: DictConfig, entries: list[Entry]) -> dict[str, dict]:
+    names = [name for entry in entries for name in (entry.identity.folder, unfinished(entry.identity))]
+    return json.loads(_ask(ANSWER_SECONDS, "find", logger.project, logger.entity or "", *names))
+
+
+def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime) -> bool:
+    """Download, check, and rename into the store; False, with a warning, if it is not what its name says."""
+    entry.root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=entry.root, prefix=".from-wandb-") as folder:
+        foreign = Entry(Path(folder), entry.identity)
+        foreign.path.mkdir()
+        seconds = ANSWER_SECONDS + artifact["size"] / BYTES_PER_SECOND
+        _ask(seconds, "download", artifact["path"], str(foreign.path.resolve()), *files)
+        try:
+            check_foreign(foreign, runtime)
+        except UNUSABLE as error:
+            reason = (str(error).splitlines() or [""])[0]
+            console.print(f"warning: {artifact['path']} is not used ({type(error).__name__}: {reason})")
+            return False
+        entry.adopt(foreign)
+    return True
+
+
+def _ask(seconds: float, *arguments: str) -> str:
+    """The answer of ups/artifacts.py, as a process of its own, which is killed with all it started."""
+    command = [sys.executable, "-m", "ups.artifacts", *arguments]
+    child = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        answer, error = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise Unreachable(f"no answer in {seconds:.0f} s") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    if child.returncode:
+        raise Unreachable((error.strip().splitlines() or ["no answer"])[-1])
+    return answer
