@@ -11,16 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, clean_environment
+from conftest import ROOT, SMALL, clean_environment
 from hydra import compose, initialize_config_dir
 
 from ups.launch.ledger import Ledger, new_label
-from ups.launch.rehearsal.vast_server import Fault, VastServer
+from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer
 
 pytestmark = pytest.mark.slow
 
 CREATE = r"PUT /api/v0/asks/\d+/"
 DESTROY = r"DELETE /api/v0/instances/\d+/"
+COMPLETE = "Training complete - auto-shutdown in 10 seconds..."
 LOSSY = ["logger=none", "vast.allow_loss=true"]
 QUICK = ["vast.pause=0.1", "vast.poll_seconds=0.1", "vast.loading_minutes=0.1", "vast.request_timeout=5"]
 
@@ -89,7 +90,7 @@ def launch(clone, server, tmp_path):
 
 
 def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=150)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
@@ -186,6 +187,30 @@ def test_what_is_not_pushed_is_not_rented(launch, server, clone):
     assert not server.sent(CREATE)
 
 
+# From end to end --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_the_whole_rental_on_this_computer(gpus, launch, tmp_path):
+    """Clone, install, train, upload, prove, destroy: with nothing of it replaced but the two services."""
+    small = [override for override in SMALL if not override.startswith("stage.")]
+    stage = "diffusion_residual" if gpus == 1 else "operator"
+    started = time.monotonic()
+    answer = launch("vast.rehearse=true", f"stage={stage}", f"vast.offer.gpus={gpus}", *small, "+auto_shutdown=true",
+                    VAST_URL="", VAST_API_KEY="")  # fmt: skip
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert time.monotonic() - started < 120
+    said = [answer.stdout.index(text) for text in ("results saved: ", COMPLETE, "is gone")]
+    assert said == sorted(said)
+    names = r"operator-\w{12}" + (r", diffusion_residual-\w{12}" if gpus == 1 else "")
+    assert re.search(f"results saved: {names} in tester/ups\n", answer.stdout)
+    assert re.search(f"rehearsal: W&B holds {names}\n", answer.stderr)
+    assert answer.stderr.endswith("rehearsal: the instance destroyed itself\n")
+    (told,) = (json.loads(file.read_text()) for file in tmp_path.rglob("launch.json"))
+    (result,) = tmp_path.glob(f"outputs/*/*/machines/{told['instance_id']}/ups/run/result.json")
+    assert json.loads(result.read_text())["git_commit"] == told["commit"]
+
+
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +269,8 @@ def test_status_logs_destroy(launch, server, tmp_path):
     (row,) = server.rows.values()
     status = finished_text(launch("vast.action=status"))
     assert str(row["id"]) in status and "running" in status and "seed=4" in status and "0.95" in status
-    server.running[row["id"]] = type("Quiet", (), {"output": lambda self: "a line\n", "kill": lambda self: None})()
+    machine = server.running[row["id"]] = Machine(tmp_path / "machine", "sh", {})
+    (machine.folder / "output").write_text("a line\n")
     assert "a line" in finished_text(launch("vast.action=logs"))
     assert f"instance {row['id']} is gone" in finished_text(launch("vast.action=destroy"))
     assert not server.rows

@@ -81,7 +81,7 @@ class Machine:
         mine = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("UPS_MACHINE") == self.environment["UPS_MACHINE"]:
+                if process.environ().get("UPS_MACHINE", "") == self.environment.get("UPS_MACHINE"):
                     mine.append(process)
             except (psutil.Error, OSError):
                 continue
