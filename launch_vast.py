@@ -14,14 +14,14 @@ outcomes = []  # of a sweep's jobs
 @hydra.main(config_path="conf", config_name="launch", version_base=None)
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        from ups.runs.launching import run_launch
+        from ups.launch.command import run_launch
 
         run_launch(cfg, outcomes)
 
 
 def report() -> None:
     if len(outcomes) > 1:
-        from ups.runs.launching import print_sweep
+        from ups.launch.command import print_sweep
 
         print_sweep(outcomes)
 

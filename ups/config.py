@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     r"vast\.(image|ledger)": TEXT,
     r"vast\.instance": either(integer(1), NULL),
     r"vast\.offer\.(gpu|region)": either(list_of(TEXT), NULL),
-    r"vast\.(offer\.gpus|max_tries|log_lines)": integer(1),
+    r"vast\.(offer\.gpus|max_tries)": integer(1),
     r"vast\.offer\.reliability": number(0, 1),
     r"vast\.offer\.(gpu_memory|cuda)": number(0),
     r"vast\.disk": number(8),

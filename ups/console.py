@@ -10,6 +10,7 @@ from ups.machine import rank
 SECONDS_BETWEEN_LINES = 10.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=rank() > 0)  # of several processes one speaks
+screen = Console(highlight=False, soft_wrap=True)  # what was asked for: tables, states, logs
 
 
 class Bar:

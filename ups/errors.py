@@ -13,4 +13,10 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)
+        self.signum = signum
         self.exit_code = 128 + signum
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message, or its type's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,6 @@
 """What is sent to a machine: the script with its overrides, and the environment with its secrets."""
 
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ class Job:
     on_failure: str
     settings: dict[str, str]
     secrets: dict[str, str]
-    page: Callable[[str], str | None]  # W&B's address of the run with that id
+    wandb_page: str | None  # of the project, None if the run is not tracked there
 
     @property
     def script(self) -> str:
@@ -41,6 +40,9 @@ class Job:
             )
         assert script.endswith(END_MARK)
         return script
+
+    def run_page(self, label: str) -> str | None:
+        return f"{self.wandb_page}/runs/{label}" if self.wandb_page else None
 
     def environment(self, label: str, deadline: float) -> dict[str, str]:
         values = {

@@ -5,12 +5,16 @@ import secrets
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 
 from ups.files import write_json
 
 PREFIX = "ups-until-"
-ASKED, LOADING, RUNNING, DESTROYED, NOT_RENTED = "asked", "loading", "running", "destroyed", "not rented"
+
+
+class State(str, Enum):
+    ASKED, LOADING, RUNNING, DESTROYED, NOT_RENTED = "asked", "loading", "running", "destroyed", "not rented"
 
 
 @dataclass
@@ -31,21 +35,24 @@ class Rental:
     run_folder: str
     wandb_url: str | None
     instance_id: int | None = None
-    state: str = ASKED
+    state: State = State.ASKED
     ended: float | None = None
     machine_failed: str | None = None  # why the machine is not taken again
     notes: list[str] = field(default_factory=list)
 
+    def __post_init__(self):
+        self.state = State(self.state)
+
     @property
     def cost(self) -> float:
         """Dollars so far, by the clock: a little more than the bill, which begins when the machine has loaded."""
-        if self.state == NOT_RENTED:
+        if self.state == State.NOT_RENTED:
             return 0.0
         return max((self.ended or time.time()) - self.asked, 0.0) / 3600 * self.price_per_hour
 
     @property
     def is_open(self) -> bool:
-        return self.state not in (DESTROYED, NOT_RENTED)
+        return self.state not in (State.DESTROYED, State.NOT_RENTED)
 
 
 class Ledger:
@@ -64,7 +71,7 @@ class Ledger:
     def failed_machines(self) -> set[int]:
         return {rental.machine_id for rental in self.rentals() if rental.machine_failed}
 
-    def end(self, rental: Rental, state: str, note: str | None = None) -> None:
+    def end(self, rental: Rental, state: State, note: str | None = None) -> None:
         rental.state, rental.ended = state, time.time()
         if note:
             rental.notes.append(note)

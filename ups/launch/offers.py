@@ -52,34 +52,34 @@ def query(wanted: DictConfig, hours: float, disk: float) -> dict:
     return filters
 
 
-def rank(rows: list[dict], vast: DictConfig, money: float, shunned: set[int]) -> list[Offer]:
+def rank(rows: list[dict], settings: DictConfig, money: float, shunned: set[int]) -> list[Offer]:
     """What may be rented, the cheapest for `vast.max_hours` first. `money`: dollars this run may still cost."""
-    offers = [offer_of(row, vast, money) for row in rows if row["machine_id"] not in shunned]
-    affordable = [offer for offer in offers if offer.price <= vast.max_price and offer.hours >= vast.min_hours]
-    return sorted(affordable, key=lambda offer: offer.price * vast.max_hours + offer.traffic)
+    offers = [offer_of(row, settings, money) for row in rows if row["machine_id"] not in shunned]
+    affordable = [offer for offer in offers if offer.price <= settings.max_price and offer.hours >= settings.min_hours]
+    return sorted(affordable, key=lambda offer: offer.price * settings.max_hours + offer.traffic)
 
 
-def offer_of(row: dict, vast: DictConfig, money: float) -> Offer:
+def offer_of(row: dict, settings: DictConfig, money: float) -> Offer:
     price, bid = row["dph_total"], None
-    if vast.interruptible:
-        bid = vast.bid or round(row["min_bid"] * BID_ABOVE_MINIMUM, 4)
+    if settings.interruptible:
+        bid = settings.bid or round(row["min_bid"] * BID_ABOVE_MINIMUM, 4)
         price += bid - (row.get("dph_base") or row["min_bid"])  # the disk's share stays
-    traffic = vast.traffic * (row.get("inet_down_cost") or 0.0)
+    traffic = settings.traffic * (row.get("inet_down_cost") or 0.0)
     return Offer(
         id=row["id"], machine_id=row["machine_id"], gpu=f"{row['num_gpus']}x {row['gpu_name']}",
         memory=row["gpu_ram"] / 1000, place=row.get("geolocation") or "?", reliability=row.get("reliability2") or
         row.get("reliability") or 0.0, price=price, bid=bid, traffic=traffic,
-        hours=min(vast.max_hours, max(money - traffic, 0.0) / price),
+        hours=min(settings.max_hours, max(money - traffic, 0.0) / price),
     )  # fmt: skip
 
 
-def nothing(found: int, vast: DictConfig, money: float, shunned: int) -> UserError:
+def no_offer(found: int, settings: DictConfig, money: float, shunned: int) -> UserError:
     """Why there is nothing to rent."""
     if not found:
         return UserError("no offer fits: loosen vast.offer.* (gpu, gpu_memory, reliability, cuda, region) or vast.disk")
     return UserError(
-        f"{found} offers fit vast.offer, none the money: raise vast.max_price={vast.max_price}, or vast.max_cost and "
-        f"vast.max_total_cost (${money:.2f} are left), or lower vast.min_hours={vast.min_hours}"
+        f"{found} offers fit vast.offer, none the money: raise vast.max_price={settings.max_price}, or vast.max_cost "
+        f"and vast.max_total_cost (${money:.2f} are left), or lower vast.min_hours={settings.min_hours}"
         + (f"; {shunned} machines that failed before are left out (see vast.ledger)" if shunned else "")
     )
 
@@ -96,10 +96,10 @@ def table(offers: list[Offer]) -> Table:
     return picture
 
 
-def reason(offers: list[Offer], vast: DictConfig) -> str:
+def reason(offers: list[Offer], settings: DictConfig) -> str:
     best = offers[0]
-    limit = "vast.max_hours" if best.hours == vast.max_hours else "vast.max_cost"
+    limit = "vast.max_hours" if best.hours == settings.max_hours else "vast.max_cost"
     return (
-        f"offer {best.id} on machine {best.machine_id}: the cheapest of {len(offers)} for {vast.max_hours:g} h, "
+        f"offer {best.id} on machine {best.machine_id}: the cheapest of {len(offers)} for {settings.max_hours:g} h, "
         f"${best.price:.3f} an hour; {limit} ends it after {best.hours:.2f} h and ${best.cost:.2f} at most"
     )

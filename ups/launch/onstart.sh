@@ -1,8 +1,8 @@
 #!/bin/sh
-# What a rented machine runs, at every start: clone, install, hand over to ups/launch/remote.py, destroy itself.
+# What a rented machine runs, at every start: clone, install, hand over to ups/launch/instance.py, destroy itself.
 # The launcher writes `set -- OVERRIDES` at its top, drops the comments and sends the rest as it stands. Values come in
 # the environment: UPS_REPO, UPS_BRANCH, UPS_COMMIT, UPS_DEADLINE (seconds since 1970), UPS_SHUTDOWN (1 or nothing),
-# UPS_ON_FAILURE (destroy | hold) and what remote.py reads. Vast gives CONTAINER_ID and CONTAINER_API_KEY.
+# UPS_ON_FAILURE (destroy | hold) and what instance.py reads. Vast gives CONTAINER_ID and CONTAINER_API_KEY.
 # UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
 cd /
 W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} I=${CONTAINER_ID:-${VAST_CONTAINERLABEL#C.}} T=$UPS_DEADLINE
@@ -65,7 +65,7 @@ main() {
   exec 9<.
   flock -n 9 || { say "already running"; return; }
   end=complete
-  if [ -e saved ] || { retry clone && retry install && (cd repo && python3 -m ups.launch.remote "$W" "$@"); }; then
+  if [ -e saved ] || { retry clone && retry install && (cd repo && python3 -m ups.launch.instance "$W" "$@"); }; then
     touch saved
   else
     end="failed ($?)"

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ups import artifacts
 from ups.console import console
 from ups.loggers.logger import Logger
-from ups.wandb_key import api_key
+from ups.wandb import artifacts
+from ups.wandb.account import api_key
 
 
 class WandbLogger(Logger):

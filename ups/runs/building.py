@@ -11,7 +11,7 @@ from ups.cli import run
 from ups.config import check
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
-from ups.training.obtain import build_stage
+from ups.training.obtain import build_chain
 from ups.training.runtime import set_up
 
 
@@ -19,10 +19,7 @@ def main() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         cfg = compose("train", overrides=sys.argv[1:])
     check(cfg)
-    runtime = set_up(device="cpu", threads=1)
-    stage = None
-    for identity in identity_of(cfg).chain():
-        stage = build_stage(identity, stage, runtime)
+    build_chain(identity_of(cfg), set_up(device="cpu", threads=1))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from ups.config import build, check, plain
+from ups.console import screen
 from ups.data.batches import generator_of
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics
@@ -87,6 +87,5 @@ def print_table(name: str, metrics: dict, steps: int, folder: Path) -> None:
         if measure in metrics:
             cells = [f"{scores[measure]:.3g}" if measure in scores else "" for scores in columns.values()]
             table.add_row(measure, *cells)
-    screen = Console()
     screen.print(table)
-    screen.print(f"metrics.json and figures in {folder}", soft_wrap=True)
+    screen.print(f"metrics.json and figures in {folder}")

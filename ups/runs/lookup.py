@@ -19,7 +19,7 @@ from ups.training.identity import Identity
 from ups.training.obtain import check_foreign
 from ups.training.runtime import Runtime
 from ups.training.store import TRAINED, UNFINISHED, Entry, unfinished
-from ups.wandb_key import api_key
+from ups.wandb.account import why_not_kept
 
 ANSWER_SECONDS = 10.0
 BYTES_PER_SECOND = 1e6  # a slower download is given up
@@ -40,7 +40,7 @@ def fetch_missing(identity: Identity, store: Path, cfg: DictConfig, runtime: Run
     """
     entries = [Entry(store, each) for each in identity.chain()]
     missing = [entry for entry in entries if not entry.is_trained]
-    if not missing or not looks_up(cfg):
+    if not missing or why_not_kept(cfg):
         return {}
     origins = {}
     try:
@@ -55,12 +55,6 @@ def fetch_missing(identity: Identity, store: Path, cfg: DictConfig, runtime: Run
     except Unreachable as error:
         console.print(f"warning: no look at W&B's checkpoints ({error}); the training goes on with those of {store}")
     return origins
-
-
-def looks_up(cfg: DictConfig) -> bool:
-    logger = cfg.logger.get("wandb")
-    online = os.environ.get("WANDB_MODE", "online") == "online"
-    return logger is not None and logger.checkpoints and online and api_key() is not None
 
 
 def find(logger: DictConfig, entries: list[Entry]) -> dict[str, dict]:
@@ -87,8 +81,8 @@ def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime
 
 
 def _ask(seconds: float, *arguments: str) -> str:
-    """The answer of ups/artifacts.py, as a process of its own, which is killed with all it started."""
-    command = [sys.executable, "-m", "ups.artifacts", *arguments]
+    """The answer of ups/wandb/artifacts.py, as a process of its own, which is killed with all it started."""
+    command = [sys.executable, "-m", "ups.wandb.artifacts", *arguments]
     child = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,

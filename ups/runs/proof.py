@@ -18,12 +18,12 @@ from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
-from ups import artifacts
-from ups.artifacts import Artifacts
 from ups.errors import UserError
 from ups.loggers.wandb import known_settings
 from ups.training.identity import identity_of
 from ups.training.store import Entry
+from ups.wandb import artifacts
+from ups.wandb.artifacts import Artifacts
 
 RUN_FOLDER = re.compile(r"run-(?P<time>\d+_\d+)-(?P<id>.+)")
 INIT_TIMEOUT = 30  # seconds for the server's answer when a run is started

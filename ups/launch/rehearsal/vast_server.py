@@ -19,7 +19,6 @@ from urllib.parse import parse_qs
 import psutil
 
 PAGE = 25
-LOADING_SECONDS = 0.3
 
 
 def offer(number: int, **changes) -> dict:
@@ -100,6 +99,7 @@ class VastServer:
 
     def __init__(self, key: str, machines: Path | None = None, environment: dict | None = None, shell: str = "bash"):
         self.key, self.machines, self.environment, self.shell = key, machines, environment or {}, shell
+        self.loading_seconds = 0.3
         self.offers = [offer(number) for number in range(8)]
         self.rows: dict[int, dict] = {}
         self.running: dict[int, Machine] = {}
@@ -244,7 +244,7 @@ class VastServer:
             "instance_api_key": secrets.token_hex(32),
         }  # fmt: skip
         if found["machine_id"] not in self.stays_loading:
-            threading.Timer(LOADING_SECONDS, self._boot, [instance_id]).start()
+            threading.Timer(self.loading_seconds, self._boot, [instance_id]).start()
         return 200, {
             "success": True, "new_contract": instance_id,
             "instance_api_key": self.rows[instance_id]["instance_api_key"],

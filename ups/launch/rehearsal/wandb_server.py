@@ -32,7 +32,6 @@ class Run:
     config: dict = field(default_factory=dict)
     summary: dict = field(default_factory=dict)
     rows: list[dict] = field(default_factory=list)  # as the client sends them, with its own `_step`
-    files: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass
@@ -284,9 +283,6 @@ class _Handler(BaseHTTPRequestHandler):
                 state.blobs[name] = body
             elif kind == "manifest":
                 state._by_id(name).manifest = body
-            elif kind == "run":
-                run, _, file = name.partition("/")
-                state.runs[run].files[file] = body
         return self._answer(200, {})
 
     def do_GET(self) -> None:

@@ -1,7 +1,7 @@
 """Stages as W&B artifacts: one is named by the stage's folder in the store and holds that entry's files.
 
-    python -m ups.artifacts find PROJECT ENTITY NAME...             -> {NAME: {path, size}} of those that are there
-    python -m ups.artifacts download PATH FOLDER FILE...
+    python -m ups.wandb.artifacts find PROJECT ENTITY NAME...             -> {NAME: {path, size}} of those that are there
+    python -m ups.wandb.artifacts download PATH FOLDER FILE...
 
 It is a command because its caller can then put a bound on it: the client asks a server that does not answer again and
 again, for minutes, and once more when its process ends.
@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ups.wandb.account import project_path
+
 TYPE = "model"
 REQUEST_TIMEOUT = 8  # seconds that the client waits for one answer
 
@@ -27,7 +29,7 @@ class Artifacts:
         import wandb
 
         self.api = wandb.Api(timeout=REQUEST_TIMEOUT)
-        self.project = f"{entity or self.api.settings['entity'] or self.api.default_entity}/{project}"
+        self.project = project_path(self.api, project, entity)
 
     def find(self, name: str) -> Any | None:
         """The latest version, complete or not."""

@@ -1,11 +1,9 @@
 """One run of launch_vast.py: check everything that costs nothing, rent, watch."""
 
-import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,17 +14,18 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from ups.config import check
-from ups.errors import UserError
+from ups.console import screen
+from ups.errors import UserError, first_line
 from ups.files import write, write_json
+from ups.launch.actions import destroy, follow, logs, reap, status
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, Rental
 from ups.launch.offers import Offer, reason, table
-from ups.launch.renting import offers_for, rent
+from ups.launch.provision import offers_for, rent
 from ups.launch.repository import is_tracked, pushed_source
-from ups.launch.service import Vast
-from ups.launch.tracking import tracking
+from ups.launch.vast_api import Vast
 from ups.paths import ROOT
-from ups.runs.rentals import destroy, follow, logs, reap, screen, status
+from ups.wandb.account import api_key, project_page, why_not_kept
 
 HERE_ONLY = ("auto_shutdown", "vast", "store", "cache")  # overrides that say nothing to the machine
 ACTIONS = {"status": status, "logs": logs, "destroy": destroy, "reap": reap}
@@ -44,8 +43,8 @@ class Outcome:
 def run_launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
     """Adds to `outcomes` what a job of a sweep came to."""
     check(cfg)
-    vast = Vast(cfg.vast.pause, cfg.vast.request_timeout) if not cfg.vast.rehearse else None
     if cfg.vast.action != "launch":
+        vast = Vast(cfg.vast.pause, cfg.vast.request_timeout)
         return ACTIONS[cfg.vast.action](cfg.vast, vast, Ledger(Path(cfg.vast.ledger)))
     try:
         if cfg.vast.rehearse:
@@ -70,7 +69,7 @@ def launch(cfg: DictConfig) -> Rental | None:
         vast = Vast(settings.pause, settings.request_timeout)
         job = job_of(cfg)
         write(folder / "onstart.sh", lambda file: file.write_text(job.script))
-        money = min(settings.max_cost, money_left(folder, settings.max_total_cost))
+        money = min(settings.max_cost, money_left(ledger, folder, settings.max_total_cost))
         offers = offers_for(vast, settings, money, ledger.failed_machines(), set())
         screen.print(table(offers))
         finish_building(building)
@@ -81,7 +80,7 @@ def launch(cfg: DictConfig) -> Rental | None:
         return None
     rental = rent(vast, job, settings, ledger, money, folder, offers)
     write_json(folder / "launch.json", asdict(rental))
-    announce(rental, job)
+    announce(rental, job, hints=not settings.rehearse)
     if settings.follow:
         follow(vast, ledger, rental, settings.poll_seconds)
     return rental
@@ -92,15 +91,41 @@ def job_of(cfg: DictConfig) -> Job:
     path = cfg.dataset.get("path")
     if path and not is_tracked(ROOT, path):
         raise UserError(f"dataset.path={path}: a rented machine has only what the repository has: use dataset=burgers")
-    tracks = tracking(cfg)
+    settings, secrets = environment_of(cfg)
+    keeps_nothing = why_not_kept(cfg)
+    if keeps_nothing and cfg.auto_shutdown and not cfg.vast.allow_loss:
+        raise UserError(
+            f"{keeps_nothing}, so the machine would destroy the only copy of its results: use logger=wandb and "
+            "`wandb login` (or export WANDB_API_KEY), or set vast.allow_loss=true"
+        )
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
-    service = {"VAST_URL": os.environ["VAST_URL"]} if os.environ.get("VAST_URL") else {}
+    if source.token:
+        secrets["GIT_TOKEN"] = source.token
     return Job(
         source=source, overrides=tuple(passed_on()), gpus=cfg.vast.offer.gpus, auto_shutdown=bool(cfg.auto_shutdown),
-        prove=tracks.proves and not cfg.vast.allow_loss, on_failure=cfg.vast.on_failure, page=tracks.page,
-        settings=tracks.settings | service,
-        secrets=tracks.secrets | ({"GIT_TOKEN": source.token} if source.token else {}),
+        prove=not (keeps_nothing or cfg.vast.allow_loss), on_failure=cfg.vast.on_failure, settings=settings,
+        secrets=secrets, wandb_page=None if keeps_nothing else answering_page(cfg),
     )  # fmt: skip
+
+
+def environment_of(cfg: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """What the machine gets of this computer's environment: (settings, secrets)."""
+    names = ["VAST_URL"] + (["WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"] if "wandb" in cfg.logger else [])
+    settings = {name: os.environ[name] for name in names if os.environ.get(name)}
+    key = api_key() if "wandb" in cfg.logger else None
+    return settings, {"WANDB_API_KEY": key} if key else {}
+
+
+def answering_page(cfg: DictConfig) -> str:
+    """W&B's page of the project, once W&B has taken the key."""
+    import wandb
+
+    try:
+        return project_page(cfg)
+    except (wandb.errors.Error, ValueError, OSError) as error:
+        raise UserError(
+            f"W&B does not take the key or does not answer ({first_line(error)}): wandb login --verify"
+        ) from error
 
 
 def passed_on() -> list[str]:
@@ -124,21 +149,12 @@ def finish_building(process: subprocess.Popen) -> None:
         raise UserError((error.strip().splitlines() or ["the config cannot be built"])[-1].removeprefix("error: "))
 
 
-def money_left(folder: Path, total: float) -> float:
-    """Dollars that a sweep's earlier jobs leave of `vast.max_total_cost`; all of it outside of a sweep."""
+def money_left(ledger: Ledger, folder: Path, total: float) -> float:
+    """Dollars that a sweep's earlier jobs, failed tries too, leave of `vast.max_total_cost`; a sweep of one: all."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return total
-    sweep = folder.parent
-    promised = sum(rental.cost_limit for rental in launched(sweep))
-    if promised >= total:
-        raise UserError(f"vast.max_total_cost={total:g}: the sweep's earlier runs may cost ${promised:.2f} already")
-    return total - promised
-
-
-def launched(folder: Path) -> Iterator[Rental]:
-    """What the runs in a sweep's folder have rented."""
-    for file in sorted(folder.glob("*/launch.json")):
-        yield Rental(**json.loads(file.read_text()))
+    mine = [rental for rental in ledger.rentals() if Path(rental.run_folder).parent == folder.parent]
+    return max(total - sum(rental.cost_limit if rental.is_open else rental.cost for rental in mine), 0.0)
 
 
 def show_plan(job: Job, offers: list[Offer], settings: DictConfig, folder: Path) -> None:
@@ -149,7 +165,7 @@ def show_plan(job: Job, offers: list[Offer], settings: DictConfig, folder: Path)
     screen.print("dry run: nothing was rented")
 
 
-def announce(rental: Rental, job: Job) -> None:
+def announce(rental: Rental, job: Job, hints: bool) -> None:
     until = datetime.fromtimestamp(rental.deadline)
     ending = "it destroys itself when it is done" if job.auto_shutdown else "it stays until then"
     screen.print(
@@ -158,6 +174,8 @@ def announce(rental: Rental, job: Job) -> None:
     )
     if rental.wandb_url:
         screen.print(f"charts  {rental.wandb_url}")
+    if not hints:
+        return
     screen.print(f"log     python launch_vast.py vast.action=logs vast.follow=true vast.instance={rental.instance_id}")
     screen.print(f"end it  python launch_vast.py vast.action=destroy vast.instance={rental.instance_id}")
 

@@ -12,7 +12,7 @@ import requests
 import vastai
 
 from ups.console import console
-from ups.errors import UserError
+from ups.errors import UserError, first_line
 
 STRANGE = (ValueError, KeyError, TypeError)  # what the SDK raises of an answer in another shape than it expects
 PASSING = (429, 500, 502, 503, 504)
@@ -142,7 +142,7 @@ def _refuse_bad_key(error: requests.HTTPError) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__} {str(error).splitlines()[0] if str(error) else ''}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _json(response: requests.Response) -> dict:

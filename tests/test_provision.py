@@ -8,20 +8,19 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
 from ups.errors import UserError
-from ups.launch import ledger as states
 from ups.launch.job import Job
-from ups.launch.ledger import Ledger, deadline_of, new_label
+from ups.launch.ledger import Ledger, State, deadline_of, new_label
+from ups.launch.provision import offers_for, rent
 from ups.launch.rehearsal.vast_server import Fault, VastServer, offer
-from ups.launch.renting import offers_for, rent
 from ups.launch.repository import Source
-from ups.launch.service import Vast
+from ups.launch.vast_api import Vast
 
 CREATE = r"PUT /api/v0/asks/\d+/"
 DESTROY = r"DELETE /api/v0/instances/\d+/"
 JOB = Job(
     source=Source("https://host/us/ups", "main", "0" * 40, None), overrides=("stage=operator",), gpus=1,
     auto_shutdown=True, prove=False, on_failure="destroy", settings={}, secrets={"WANDB_API_KEY": "wandb-secret"},
-    page=lambda label: None,
+    wandb_page=None,
 )  # fmt: skip
 
 
@@ -30,6 +29,7 @@ def server(monkeypatch):
     with VastServer("account-key") as server:
         monkeypatch.setenv("VAST_URL", server.url)
         monkeypatch.setenv("VAST_API_KEY", server.key)
+        server.loading_seconds = 0.05
         yield server
 
 
@@ -39,7 +39,7 @@ def ledger(tmp_path):
 
 
 def settings(*overrides: str):
-    quick = ["vast.pause=0.02", "vast.poll_seconds=0.05", "vast.loading_minutes=0.02", "vast.request_timeout=3"]
+    quick = ["vast.pause=0.02", "vast.poll_seconds=0.02", "vast.loading_minutes=0.01", "vast.request_timeout=3"]
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         return compose("launch", overrides=[*quick, *overrides]).vast
 
@@ -60,7 +60,7 @@ def test_the_cheapest_machine_is_rented_and_recorded(server, ledger):
     rental = rent_one(ledger)
     row, (create,) = only_instance(server), server.sent(CREATE)
     assert rental.instance_id == row["id"] and rental.machine_id == 100 and row["label"] == rental.label
-    assert [each.state for each in ledger.rentals()] == [states.RUNNING]
+    assert [each.state for each in ledger.rentals()] == [State.RUNNING]
     assert create.body["cancel_unavail"] is True and create.body["runtype"] == "ssh_direc ssh_proxy"
     assert create.body["onstart"] == JOB.script and create.body["disk"] == 20
     environment = create.body["env"]
@@ -125,7 +125,7 @@ def test_offer_taken(server, ledger):
     server.faults.append(Fault("PUT /api/v0/asks/1000/", (410, {"success": False, "error": "no_such_ask"})))
     assert rent_one(ledger).offer_id == 1001
     assert only_instance(server)["machine_id"] == 101
-    assert [each.state for each in ledger.rentals()] == [states.NOT_RENTED, states.RUNNING]
+    assert [each.state for each in ledger.rentals()] == [State.NOT_RENTED, State.RUNNING]
 
 
 @pytest.mark.parametrize("answer", [(500, {}), (504, "gateway"), "drop", (200, "no json"), (200, {"success": True})])
@@ -185,7 +185,7 @@ def test_a_machine_that_never_leaves_loading(server, ledger):
     rental = rent_one(ledger)
     assert rental.machine_id == 101 and only_instance(server)["id"] == rental.instance_id
     failed, _ = ledger.rentals()
-    assert failed.state == states.DESTROYED and "still loading" in failed.machine_failed
+    assert failed.state == State.DESTROYED and "still loading" in failed.machine_failed
     # A later run does not take it again.
     server.offers[1]["rentable"] = True
     assert rent_one(ledger).machine_id != 100

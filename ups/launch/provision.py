@@ -10,11 +10,10 @@ from omegaconf import DictConfig
 
 from ups.console import console
 from ups.errors import Interrupted, UserError
-from ups.launch import ledger as states
 from ups.launch.job import END_MARK, Job
-from ups.launch.ledger import Ledger, Rental, new_label
-from ups.launch.offers import Offer, nothing, query, rank, reason
-from ups.launch.service import NotRented, Unclear, Vast
+from ups.launch.ledger import Ledger, Rental, State, new_label
+from ups.launch.offers import Offer, no_offer, query, rank, reason
+from ups.launch.vast_api import NotRented, Unclear, Vast
 
 LOOKS = 3  # at the list, for an instance that an unclear answer may have created
 DEAD = ("exited", "offline", "unknown")  # states that never become "running"
@@ -31,7 +30,7 @@ def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int]
     rows = [row for row in rows if row["id"] not in taken]
     offers = rank(rows, settings, money, shunned)
     if not offers:
-        raise nothing(len(rows), settings, money, len(shunned))
+        raise no_offer(len(rows), settings, money, len(shunned))
     return offers
 
 
@@ -57,11 +56,11 @@ def rent(
         try:
             create(vast, job, settings, ledger, rental, offer.bid)
             wait_until_running(vast, settings, rental.instance_id)
-            rental.state = states.RUNNING
+            rental.state = State.RUNNING
             ledger.save(rental)
             return rental
         except NotRented as error:
-            ledger.end(rental, states.NOT_RENTED, str(error))
+            ledger.end(rental, State.NOT_RENTED, str(error))
             console.print(f"offer {offer.id} was not given ({error}): the next one")
         except MachineFailed as error:
             rental.machine_failed = str(error)
@@ -73,7 +72,7 @@ def rent(
                 clean_up(vast, ledger, rental)
             if isinstance(error, Interrupted):
                 state = "nothing is left rented" if not rental.is_open else still_billed(rental)
-                raise Interrupted(error.exit_code - 128, f"stopped while renting; {state}") from error
+                raise Interrupted(error.signum, f"stopped while renting; {state}") from error
             raise
     raise UserError(
         f"no machine came up in vast.max_tries={settings.max_tries}, and nothing is left rented: "
@@ -88,7 +87,7 @@ def new_rental(offer: Offer, job: Job, folder: Path) -> Rental:
     return Rental(
         label=label, offer_id=offer.id, machine_id=offer.machine_id, gpu=offer.gpu, price_per_hour=offer.price,
         cost_limit=round(offer.cost, 4), asked=now, deadline=deadline, commit=job.source.commit,
-        branch=job.source.branch, overrides=list(job.overrides), run_folder=str(folder), wandb_url=job.page(label),
+        branch=job.source.branch, overrides=list(job.overrides), run_folder=str(folder), wandb_url=job.run_page(label),
     )  # fmt: skip
 
 
@@ -104,7 +103,7 @@ def create(vast: Vast, job: Job, settings: DictConfig, ledger: Ledger, rental: R
         rental.instance_id = find(vast, rental.label)
         if rental.instance_id is None:
             raise NotRented(f"unclear answer ({error}), and no instance has the label") from error
-    rental.state = states.LOADING
+    rental.state = State.LOADING
     ledger.save(rental)
 
 
@@ -141,7 +140,7 @@ def end(vast: Vast, ledger: Ledger, rental: Rental) -> bool:
     """Destroy and read back."""
     gone = vast.destroy(rental.instance_id)
     if gone:
-        ledger.end(rental, states.DESTROYED)
+        ledger.end(rental, State.DESTROYED)
     else:
         ledger.save(rental)
     return gone
@@ -153,7 +152,7 @@ def clean_up(vast: Vast, ledger: Ledger, rental: Rental) -> None:
         if rental.instance_id is None:
             rental.instance_id = find(vast, rental.label)
         if rental.instance_id is None:
-            ledger.end(rental, states.NOT_RENTED, "stopped before there was an instance")
+            ledger.end(rental, State.NOT_RENTED, "stopped before there was an instance")
         elif not end(vast, ledger, rental):
             console.print(still_billed(rental))
     except UserError as error:

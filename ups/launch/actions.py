@@ -4,18 +4,16 @@ import time
 from datetime import datetime
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
+from ups.console import screen
 from ups.errors import Interrupted, UserError
-from ups.launch import ledger as states
-from ups.launch.ledger import PREFIX, Ledger, Rental, deadline_of
-from ups.launch.renting import still_billed
-from ups.launch.service import Vast
+from ups.launch.ledger import PREFIX, Ledger, Rental, State, deadline_of
+from ups.launch.provision import still_billed
+from ups.launch.vast_api import Vast
 
+LOG_LINES = 200
 SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
-screen = Console(soft_wrap=True, highlight=False)
-
 
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rows = {row["id"]: row for row in refreshed(vast, ledger)}
@@ -23,12 +21,12 @@ def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     for column in ("instance", "GPU", "state", "hours", "$ so far", "$ at most", "deadline", "commit", "overrides"):
         picture.add_column(column)
     for rental in ledger.rentals():
-        if rental.state == states.NOT_RENTED:
+        if rental.state == State.NOT_RENTED:
             continue
         seen = rows.get(rental.instance_id, {}).get("actual_status") if rental.is_open else None
         hours = ((rental.ended or time.time()) - rental.asked) / 3600
         picture.add_row(
-            str(rental.instance_id or rental.label), rental.gpu, seen or rental.state, f"{hours:.2f}",
+            str(rental.instance_id or rental.label), rental.gpu, seen or rental.state.value, f"{hours:.2f}",
             f"{rental.cost:.3f}", f"{rental.cost_limit:.2f}", f"{datetime.fromtimestamp(rental.deadline):%m-%d %H:%M}",
             rental.commit[:9], " ".join(rental.overrides),
         )  # fmt: skip
@@ -45,7 +43,7 @@ def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:
     there = {row["id"] for row in rows} | {row["label"] for row in rows}
     for rental in ledger.rentals():
         if rental.is_open and rental.instance_id not in there and rental.label not in there:
-            ledger.end(rental, states.DESTROYED, "gone when looked for; the time of its end is not known")
+            ledger.end(rental, State.DESTROYED, "gone when looked for; the time of its end is not known")
     return rows
 
 
@@ -53,7 +51,7 @@ def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rental = chosen(settings, ledger)
     if settings.follow:
         return follow(vast, ledger, rental, settings.poll_seconds)
-    return screen.print(vast.logs(rental.instance_id, settings.log_lines), markup=False)
+    return screen.print(vast.logs(rental.instance_id, LOG_LINES), markup=False)
 
 
 def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
@@ -69,8 +67,8 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
             time.sleep(seconds)
     except Interrupted as interruption:
         goes_on = f"instance {rental.instance_id} goes on without an onlooker"
-        raise Interrupted(interruption.exit_code - 128, goes_on) from None
-    ledger.end(rental, states.DESTROYED)
+        raise Interrupted(interruption.signum, goes_on) from None
+    ledger.end(rental, State.DESTROYED)
     screen.print(f"instance {rental.instance_id} is gone, ${rental.cost:.3f} by the clock")
 
 
@@ -86,7 +84,7 @@ def destroy(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rental = chosen(settings, ledger)
     if not vast.destroy(rental.instance_id):
         raise UserError(still_billed(rental))
-    ledger.end(rental, states.DESTROYED)
+    ledger.end(rental, State.DESTROYED)
     screen.print(f"instance {rental.instance_id} is gone, ${rental.cost:.3f} by the clock")
 
 
@@ -106,7 +104,7 @@ def reap(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     left = [row["id"] for row in overdue if not vast.destroy(row["id"])]
     for row in overdue:
         if row["label"] in known and row["id"] not in left:
-            ledger.end(known[row["label"]], states.DESTROYED)
+            ledger.end(known[row["label"]], State.DESTROYED)
     if left:
         raise UserError(f"STILL BILLED: {left} could not be destroyed; try again, or at cloud.vast.ai/instances")
     return screen.print(f"{len(overdue)} destroyed")

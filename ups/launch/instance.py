@@ -1,6 +1,6 @@
 """On the rented machine, once the repo is there: train, go on after a kill, prove that the results are saved.
 
-    python -m ups.launch.remote FOLDER OVERRIDES...          (onstart.sh runs it)
+    python -m ups.launch.instance FOLDER OVERRIDES...          (onstart.sh runs it)
 
 Ends with 0 only if the training is complete and, unless `vast.allow_loss` was given, its results were proven saved.
 Reads UPS_DEADLINE, UPS_GPUS, UPS_PROVE and UPS_PAUSE. Needs nothing but the standard library.

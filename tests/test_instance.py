@@ -1,4 +1,4 @@
-"""What a rented machine runs: onstart.sh as it is sent, under bash and dash, with the real remote.py, against the
+"""What a rented machine runs: onstart.sh as it is sent, under bash and dash, with the real instance.py, against the
 stand-in service, which kills a machine's processes when it is destroyed. The training is a few lines that do what the
 fault says; test_launch.py has the real one.
 """
@@ -23,7 +23,7 @@ from ups.launch.job import END_MARK, MAX_BYTES, SCRIPT, Job
 from ups.launch.ledger import new_label
 from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_environment
 from ups.launch.repository import Source
-from ups.launch.service import Vast
+from ups.launch.vast_api import Vast
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def repository(tmp_path_factory) -> Source:
     folder = tmp_path_factory.mktemp("repository")
     files = {
         "train.py": TRAIN, "requirements.txt": "torch>=2\nvastai>=99\nruff>=99\nfilelock>=3\n", "ups/__init__.py": "",
-        "ups/launch/__init__.py": "", "ups/launch/remote.py": (ROOT / "ups/launch/remote.py").read_text(),
+        "ups/launch/__init__.py": "", "ups/launch/instance.py": (ROOT / "ups/launch/instance.py").read_text(),
         "ups/runs/__init__.py": "", "ups/runs/proof.py": PROOF,
     }  # fmt: skip
     for name, text in files.items():
@@ -100,7 +100,7 @@ class Renter:
     def rent(self, *overrides: str, seconds: float = 600, **changes) -> int:
         job = Job(
             source=self.source, overrides=overrides, gpus=1, auto_shutdown=True, prove=True, on_failure="destroy",
-            settings={"UPS_PAUSE": "0"}, secrets={}, page=lambda label: None,
+            settings={"UPS_PAUSE": "0"}, secrets={}, wandb_page=None,
         )  # fmt: skip
         job = dataclasses.replace(job, **changes)
         deadline = time.time() + seconds
@@ -156,7 +156,7 @@ def test_the_script_is_clean():
 
 
 def test_the_script_fits_with_a_kilobyte_of_overrides():
-    job = Job(Source("", "", "", None), ("a" * 1000,), 1, True, True, "destroy", {}, {}, lambda label: None)
+    job = Job(Source("", "", "", None), ("a" * 1000,), 1, True, True, "destroy", {}, {}, None)
     assert len(job.script.encode()) < MAX_BYTES and job.script.endswith(END_MARK)
     for shell in ("bash", "dash"):
         assert subprocess.run([shell, "-n"], input=job.script, text=True).returncode == 0

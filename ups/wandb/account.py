@@ -1,0 +1,49 @@
+"""The account of W&B: where its key is, whether runs keep their stages there, and under which address."""
+
+import netrc
+import os
+from urllib.parse import urlparse
+
+from omegaconf import DictConfig
+
+
+def api_key() -> str | None:
+    """Of WANDB_API_KEY or ~/.netrc, where `wandb login` puts it. Asks nobody, needs no network.
+
+    A file that cannot be read counts as a key "": the client then says what is wrong with it.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return os.environ["WANDB_API_KEY"]
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+    except FileNotFoundError:
+        return None
+    except (OSError, netrc.NetrcParseError):
+        return ""
+    return next((hosts[name][2] for name in hosts if name == host or (host is None and "wandb" in name)), None)
+
+
+def why_not_kept(cfg: DictConfig) -> str | None:
+    """Why a run of this config keeps no trained stage on W&B; None if it does."""
+    if "wandb" not in cfg.logger:
+        return "logger has no wandb"
+    if not cfg.logger.wandb.checkpoints:
+        return "logger.wandb.checkpoints=false"
+    if os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
+        return f"WANDB_MODE={os.environ['WANDB_MODE']}"
+    return None if api_key() is not None else "there is no key of W&B"
+
+
+def project_path(api, project: str, entity: str | None) -> str:
+    """`api`: the client's wandb.Api, which knows WANDB_ENTITY and the account's default."""
+    return f"{entity or api.settings['entity'] or api.default_entity}/{project}"
+
+
+def project_page(cfg: DictConfig) -> str:
+    """The address of the project's page. Asks the server, so it also tells whether that takes the key."""
+    import wandb
+
+    api = wandb.Api(api_key=api_key(), timeout=10)
+    host = api.settings["base_url"].replace("https://api.", "https://")
+    return f"{host}/{project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)}"
