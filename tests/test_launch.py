@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from ups.launch.ledger import Ledger, new_label
 from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer
+from ups.launch.rehearsal.wandb_server import WandbServer
 
 pytestmark = pytest.mark.slow
 
@@ -322,18 +323,31 @@ def test_a_sweep_has_one_limit_for_all(launch, server):
     assert "vast.max_total_cost" in error_of(answer) and len(server.rows) == 2
 
 
+@pytest.mark.parametrize("overrides", [["logger=none"], ["logger=csv"]])
+def test_a_key_that_is_not_needed_is_not_sent(overrides, launch, server):
+    assert launch(*overrides, WANDB_API_KEY="0" * 40).returncode == 0
+    assert "WANDB_API_KEY" not in server.sent(CREATE)[0].body["env"]
+
+
+def test_a_key_that_wandb_refuses_rents_nothing(launch, server):
+    with WandbServer() as tracker:
+        answer = launch("+auto_shutdown=true", **tracker.environment | {"WANDB_API_KEY": "0" * 40})
+    assert "W&B does not take the key" in error_of(answer) and not server.sent(CREATE)
+
+
 # Secrets -------------------------------------------------------------------------------------------------------------
 
 
 def test_secrets_go_nowhere_but_the_environment(launch, server, tmp_path):
-    planted = {"WANDB_API_KEY": "a1b2c3d4" * 5, "GIT_TOKEN": "git-token-f00d", "VAST_API_KEY": server.key}
-    answer = launch(*LOSSY, "vast.follow=false", **planted)
+    with WandbServer() as tracker:
+        answer = launch("+auto_shutdown=true", GIT_TOKEN="git-token-f00d", **tracker.environment)
     assert answer.returncode == 0, answer.stderr
     (create,) = server.sent(CREATE)
     environment = create.body.pop("env")
-    assert environment["WANDB_API_KEY"] == planted["WANDB_API_KEY"]
+    assert environment["WANDB_API_KEY"] == tracker.api_key
     assert "GIT_TOKEN" not in environment  # a public remote needs none
-    secrets = [*planted.values(), next(iter(server.rows.values()))["instance_api_key"]]
+    (row,) = server.rows.values()
+    secrets = [tracker.api_key, "git-token-f00d", server.key, row["instance_api_key"]]
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any(file.name == "launch.json" for file in files)
     texts = [file.read_bytes().decode(errors="replace") for file in files] + [answer.stdout, answer.stderr]
