@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ sys.exit(len(file.read_text().splitlines()) < int(os.environ.get("PROVES_AT", 1)
 def repository(tmp_path_factory) -> Source:
     folder = tmp_path_factory.mktemp("repository")
     files = {
-        "train.py": TRAIN, "requirements.txt": "torch>=2\nvastai>=99\nruff>=99\nfilelock>=3\n", "ups/__init__.py": "",
+        "train.py": TRAIN, "requirements.txt": "vastai>=99\nruff>=99\npip>=20\n", "ups/__init__.py": "",
         "ups/launch/__init__.py": "", "ups/launch/instance.py": (ROOT / "ups/launch/instance.py").read_text(),
         "ups/runs/__init__.py": "", "ups/runs/proof.py": PROOF,
     }  # fmt: skip
@@ -134,10 +135,18 @@ class Renter:
         return self.server.machines / str(number) / "ups" / name
 
 
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory) -> Path:
+    """A folder with a python3 that has pip and nothing else, which starts fast."""
+    home = tmp_path_factory.mktemp("python")
+    venv.create(home, with_pip=True, symlinks=True)
+    return home / "bin"
+
+
 @pytest.fixture(params=["bash"])
-def renter(request, repository, tmp_path, monkeypatch):
+def renter(request, repository, bare_python, tmp_path, monkeypatch):
     environment = inherited_environment(tmp_path)
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment["PATH"] = f"{bare_python}:{environment['PATH']}"
     with VastServer("account-key", tmp_path / "machines", environment, shell=request.param) as server:
         monkeypatch.setenv("VAST_URL", server.url)
         monkeypatch.setenv("VAST_API_KEY", server.key)
@@ -241,6 +250,17 @@ def test_a_private_repository_is_cloned_with_the_token_of_the_environment(renter
         number = renter.rent("mode", source=private, secrets={"GIT_TOKEN": "git-token"})
         assert COMPLETE in renter.gone(number)
     assert not any(b"git-token" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_the_images_torch_stays(renter, tmp_path):
+    """And so do the tests' and the launcher's packages at home; here no such version exists, so asking would fail."""
+    folder = tmp_path / "wants"
+    subprocess.run(["git", "clone", "-q", renter.source.url, str(folder)], check=True)
+    (folder / "requirements.txt").write_text("torch>=99\nvastai>=99\nruff>=99\nfilelock>=3\n")
+    renter.server.environment["PATH"] = f"{Path(sys.executable).parent}:{renter.server.environment['PATH']}"
+    number = renter.rent("mode", source=Source(str(folder), "main", commit(folder), None))
+    assert COMPLETE in renter.gone(number) and "failed" not in renter.log(number)
+    assert renter.file(number, "need").read_text() == "filelock>=3\n"
 
 
 def test_packages_fail(renter, tmp_path):

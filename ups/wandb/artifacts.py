@@ -1,6 +1,6 @@
 """Stages as W&B artifacts: one is named by the stage's folder in the store and holds that entry's files.
 
-    python -m ups.wandb.artifacts find PROJECT ENTITY NAME...             -> {NAME: {path, size}} of those that are there
+    python -m ups.wandb.artifacts find PROJECT ENTITY NAME...           -> {NAME: {path, size}} of those that are there
     python -m ups.wandb.artifacts download PATH FOLDER FILE...
 
 It is a command because its caller can then put a bound on it: the client asks a server that does not answer again and
