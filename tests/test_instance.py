@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from git_server import private_git
+from git_repos import git, private_git
 
 from ups.errors import UserError
 from ups.launch.job import END_MARK, MAX_BYTES, SCRIPT, Job
@@ -83,13 +83,6 @@ def commit(folder: Path) -> str:
     git(folder, "add", "-A")
     git(folder, "commit", "-q", "-m", "x")
     return git(folder, "rev-parse", "HEAD")
-
-
-def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
-    return subprocess.run(
-        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 class Renter:

@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment
+from git_repos import git, public_git
 from hydra import compose, initialize_config_dir
 
 from ups.launch.ledger import Ledger, new_label
@@ -43,27 +42,9 @@ def clone(tmp_path_factory):
     git(clone, "commit", "-q", "-m", "x")
     git(clone, "remote", "add", "origin", str(folder / "remote.git"))
     git(clone, "push", "-q", "-u", "origin", "main")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    daemon = subprocess.Popen(
-        ["git", "daemon", f"--base-path={folder}", "--export-all", "--listen=127.0.0.1", f"--port={port}"],
-        stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    git(clone, "remote", "set-url", "origin", f"git://127.0.0.1:{port}/remote.git")
-    for _ in range(100):
-        if subprocess.run(["git", "ls-remote", "origin"], cwd=clone, capture_output=True).returncode == 0:
-            break
-        time.sleep(0.1)
-    yield clone
-    daemon.terminate()
-
-
-def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
-    return subprocess.run(
-        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    with public_git(folder) as url:
+        git(clone, "remote", "set-url", "origin", f"{url}/remote.git")
+        yield clone
 
 
 @pytest.fixture

@@ -4,31 +4,24 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from git_server import private_git
+from git_repos import git, private_git
 
 from ups.errors import UserError
-from ups.launch.repository import clone_url, git, is_tracked, pushed_source
-
-
-def run(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
-    return subprocess.run(
-        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
+from ups.launch.repository import clone_url, is_tracked, pushed_source
 
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
     """A clone that is clean and pushed; its remote is ../remote.git."""
-    run(tmp_path, "init", "-q", "--bare", "-b", "main", "remote.git")
-    run(tmp_path, "clone", "-q", "remote.git", "clone")
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", "remote.git")
+    git(tmp_path, "clone", "-q", "remote.git", "clone")
     folder = tmp_path / "clone"
     (folder / "conf").mkdir()
     (folder / "train.py").write_text("print()\n")
-    run(folder, "checkout", "-q", "-b", "main")
-    run(folder, "add", "-A")
-    run(folder, "commit", "-q", "-m", "first")
-    run(folder, "push", "-q", "-u", "origin", "main")
+    git(folder, "checkout", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "first")
+    git(folder, "push", "-q", "-u", "origin", "main")
     return folder
 
 
@@ -38,7 +31,7 @@ def source(folder: Path, token: str | None = None):
 
 def test_a_clean_and_pushed_clone(clone):
     found = source(clone)
-    assert (found.branch, found.commit, found.token) == ("main", run(clone, "rev-parse", "HEAD"), None)
+    assert (found.branch, found.commit, found.token) == ("main", git(clone, "rev-parse", "HEAD"), None)
     assert Path(found.url).resolve() == clone.parent / "remote.git"
 
 
@@ -52,16 +45,16 @@ def no_repository(clone):
 
 
 def no_commit(clone):
-    run(clone, "checkout", "-q", "--orphan", "other")
-    run(clone, "rm", "-rq", "--cached", ".")
+    git(clone, "checkout", "-q", "--orphan", "other")
+    git(clone, "rm", "-rq", "--cached", ".")
 
 
 def detached(clone):
-    run(clone, "checkout", "-q", "--detach")
+    git(clone, "checkout", "-q", "--detach")
 
 
 def no_remote(clone):
-    run(clone, "remote", "remove", "origin")
+    git(clone, "remote", "remove", "origin")
 
 
 def changed(clone):
@@ -73,18 +66,18 @@ def untracked(clone):
 
 
 def not_pushed(clone):
-    run(clone, "commit", "-q", "--allow-empty", "-m", "second")
+    git(clone, "commit", "-q", "--allow-empty", "-m", "second")
 
 
 def branch_not_pushed(clone):
-    run(clone, "checkout", "-q", "-b", "idea")
+    git(clone, "checkout", "-q", "-b", "idea")
 
 
 def behind(clone):
     """The remote has moved on; what git remembers of it has not."""
-    run(clone.parent, "clone", "-q", "remote.git", "other")
-    run(clone.parent / "other", "commit", "-q", "--allow-empty", "-m", "theirs")
-    run(clone.parent / "other", "push", "-q")
+    git(clone.parent, "clone", "-q", "remote.git", "other")
+    git(clone.parent / "other", "commit", "-q", "--allow-empty", "-m", "theirs")
+    git(clone.parent / "other", "push", "-q")
 
 
 def gone(clone):
@@ -146,7 +139,7 @@ def private(clone):
 
 
 def test_a_private_remote_wants_a_token(private, clone, monkeypatch):
-    run(clone, "remote", "set-url", "origin", private)
+    git(clone, "remote", "set-url", "origin", private)
     # As this computer's user has it: git's own credentials.
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "credential.helper")
@@ -160,6 +153,6 @@ def test_a_private_remote_wants_a_token(private, clone, monkeypatch):
 
 
 def test_a_token_in_the_address_is_taken_out_of_it(private, clone):
-    run(clone, "remote", "set-url", "origin", private.replace("://", "://git:token@"))
+    git(clone, "remote", "set-url", "origin", private.replace("://", "://git:token@"))
     found = source(clone)
     assert (found.url, found.token) == (private, "token")

@@ -1,13 +1,44 @@
-"""Git repositories behind a password, by git's own HTTP backend."""
+"""Real git for the tests: commands, and repositories served by git's own daemon or behind a password."""
 
 import base64
 import os
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """The output; an error if git fails."""
+    who = ["-c", "user.name=x", "-c", "user.email=x@host"]
+    return subprocess.run(
+        ["git", *who, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@contextmanager
+def public_git(folder: Path) -> Iterator[str]:
+    """-> the URL under which the repositories in `folder` are served to everybody."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    daemon = subprocess.Popen(
+        ["git", "daemon", f"--base-path={folder}", "--export-all", "--listen=127.0.0.1", f"--port={port}"],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 10
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        yield f"git://127.0.0.1:{port}"
+    finally:
+        daemon.terminate()
+        daemon.wait()
 
 
 @contextmanager

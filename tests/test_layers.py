@@ -1,0 +1,42 @@
+"""Imports run one way: a package imports only itself and what stands before it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+BASE = ("cli", "config", "console", "errors", "files", "machine", "paths")
+LAYERS = {  # package -> the others that it may import, beside the base
+    "data": (),
+    "models": (),
+    "evaluation": ("data",),
+    "stages": ("data", "models", "evaluation"),
+    "wandb": (),
+    "loggers": ("wandb",),
+    "callbacks": ("loggers", "evaluation"),
+    "training": ("data", "stages", "callbacks"),
+    "runs": ("data", "evaluation", "stages", "training", "callbacks", "loggers", "wandb"),
+    "launch": ("wandb",),
+}
+FILES = sorted((ROOT / "ups").rglob("*.py"))
+
+
+def imported(file: Path) -> set[str]:
+    """The names below `ups` that a file imports."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            modules |= {f"{node.module}.{alias.name}" if node.module == "ups" else node.module for alias in node.names}
+        elif isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+    return {module.split(".")[1] for module in modules if module.startswith("ups.")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / "ups")))
+def test_imports_run_one_way(file):
+    place = file.relative_to(ROOT / "ups").parts[0].removesuffix(".py")
+    if place in LAYERS:
+        assert imported(file) <= {place, *BASE, *LAYERS[place]}
+    else:
+        assert place in (*BASE, "__init__") and imported(file) <= set(BASE)
