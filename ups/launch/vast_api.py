@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 import requests
-import vastai
 
 from ups.console import console
 from ups.errors import UserError, first_line
@@ -32,6 +31,8 @@ class Vast:
     `timeout`: seconds for an answer."""
 
     def __init__(self, pause: float, timeout: float):
+        import vastai  # 0.3 s, during which the check of the networks is on its way
+
         self.pause = pause
         try:
             # The SDK's own repeats span 0.4 s, and it repeats what must not be.
