@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from git_repos import git, public_git  # noqa: E402
 
 from ups.launch.rehearsal.vast_server import VastServer  # noqa: E402
 
@@ -25,15 +27,9 @@ def main() -> None:
         folder = Path(name)
         git(folder, "clone", "-q", "--bare", str(ROOT), "remote.git")
         git(folder, "clone", "-q", "remote.git", "ups")
-        daemon = subprocess.Popen(
-            ["git", "daemon", f"--base-path={folder}", "--export-all", "--listen=127.0.0.1", "--port=9419"],
-            stderr=subprocess.DEVNULL,
-        )
-        git(folder / "ups", "remote", "set-url", "origin", "git://127.0.0.1:9419/remote.git")
-        try:
+        with public_git(folder) as url:
+            git(folder / "ups", "remote", "set-url", "origin", f"{url}/remote.git")
             seconds = [launch(folder) for _ in range(RUNS)]
-        finally:
-            daemon.terminate()
     median = statistics.median(seconds)
     print(f"command to create request: median {median:.2f} s, {min(seconds):.2f} to {max(seconds):.2f} ({RUNS} runs)")
 
@@ -48,10 +44,6 @@ def launch(folder: Path) -> float:
             env=os.environ | {"VAST_URL": server.url, "VAST_API_KEY": server.key},
         )  # fmt: skip
         return server.sent(CREATE)[0].time - started
-
-
-def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", *arguments], cwd=folder, check=True)
 
 
 if __name__ == "__main__":
