@@ -3,6 +3,7 @@
     python -m ups.runs.building stage=diffusion_residual model.width=64
 """
 
+import os
 import sys
 
 from hydra import compose, initialize_config_dir
@@ -20,6 +21,7 @@ def main() -> None:
         cfg = compose("train", overrides=sys.argv[1:])
     check(cfg)
     build_chain(identity_of(cfg), set_up(device="cpu", threads=1))
+    os._exit(0)  # at once: the launcher waits, and torch takes its time to leave
 
 
 if __name__ == "__main__":
