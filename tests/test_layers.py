@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-BASE = ("cli", "config", "console", "errors", "files", "machine", "paths")
+BASE = ("cli", "config", "console", "errors", "files", "machine", "paths", "signals")
 LAYERS = {  # package -> the others that it may import, beside the base
     "data": (),
     "models": (),

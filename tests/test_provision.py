@@ -19,7 +19,7 @@ CREATE = r"PUT /api/v0/asks/\d+/"
 DESTROY = r"DELETE /api/v0/instances/\d+/"
 JOB = Job(
     source=Source("https://host/us/ups", "main", "0" * 40, None), overrides=("stage=operator",), gpus=1,
-    auto_shutdown=True, prove=False, on_failure="destroy", settings={}, secrets={"WANDB_API_KEY": "wandb-secret"},
+    auto_shutdown=True, prove="", on_failure="destroy", settings={}, secrets={"WANDB_API_KEY": "wandb-secret"},
     wandb_page=None,
 )  # fmt: skip
 
@@ -104,6 +104,12 @@ def test_what_is_too_dear_is_not_rented(limit, server, ledger):
     assert not server.sent(CREATE)
 
 
+def test_a_bid_below_the_minimum_is_not_made(server, ledger):
+    for each in server.offers[:3]:
+        each["min_bid"] = 0.3
+    assert rent_one(ledger, "vast.interruptible=true", "vast.bid=0.2").offer_id == 1003
+
+
 def test_an_interruptible_machine_gets_a_bid(server, ledger):
     rental = rent_one(ledger, "vast.interruptible=true")
     (search,), (create,) = server.sent("POST /api/v0/bundles/"), server.sent(CREATE)
@@ -128,7 +134,9 @@ def test_offer_taken(server, ledger):
     assert [each.state for each in ledger.rentals()] == [State.NOT_RENTED, State.RUNNING]
 
 
-@pytest.mark.parametrize("answer", [(500, {}), (504, "gateway"), "drop", (200, "no json"), (200, {"success": True})])
+@pytest.mark.parametrize(
+    "answer", [(500, {}), (504, "gateway"), "drop", "cut", (200, "no json"), (200, {"success": True})]
+)
 def test_an_unclear_answer_after_the_instance_was_created(answer, server, ledger):
     server.faults.append(Fault(CREATE, answer, after=True))
     rental = rent_one(ledger)
@@ -143,10 +151,22 @@ def test_an_unclear_answer_without_an_instance(answer, server, ledger):
 
 
 def test_create_success_false(server, ledger):
-    server.faults.append(Fault(CREATE, (200, {"success": False, "error": "insufficient_credit"})))
+    server.faults.append(Fault(CREATE, (200, {"success": False, "error": "refused"})))
     assert rent_one(ledger).offer_id == 1001
     assert len(server.rows) == 1
-    assert ledger.rentals()[0].notes == ["insufficient_credit"]
+    assert ledger.rentals()[0].notes == ["refused"]
+
+
+def test_a_refusal_that_is_not_the_offers_fault_is_told(server, ledger):
+    server.faults.append(Fault(CREATE, (400, {"success": False, "error": "insufficient_credit"}), times=99))
+    with pytest.raises(UserError, match=r"Vast refuses each offer, .* insufficient_credit"):
+        rent_one(ledger)
+    assert len(server.sent(CREATE)) == 2 and not server.rows
+
+
+def test_offers_that_are_gone_use_up_no_tries(server, ledger):
+    server.faults.append(Fault(CREATE, (410, {"success": False, "error": "no_such_ask"}), times=6))
+    assert rent_one(ledger, "vast.max_tries=1").offer_id == 1006
 
 
 def test_a_refusal_that_leaves_a_stopped_instance(server, ledger):
@@ -171,6 +191,13 @@ def test_key_wrong(request_, answer, server, ledger):
     with pytest.raises(UserError, match="refuses the key"):
         rent_one(ledger)
     assert not server.rows and len(server.sent(request_)) == 1
+
+
+@pytest.mark.parametrize("answer", ["cut", (200, []), (520, "error")])
+def test_reads_that_fail_are_repeated(answer, server, ledger):
+    server.faults.append(Fault(r"GET /api/v0/instances/\d+/", answer, times=2))
+    rent_one(ledger)
+    assert len(server.rows) == 1
 
 
 @pytest.mark.parametrize("request_", ["POST /api/v0/bundles/", CREATE, r"GET /api/v0/instances/\d+/"])
@@ -205,6 +232,14 @@ def test_no_machine_comes_up(server, ledger):
     assert not server.rows
 
 
+def test_a_file_that_is_no_rental_is_one_line(server, ledger):
+    rent_one(ledger)
+    (file,) = ledger.folder.iterdir()
+    file.write_text('{"label": "x"}')
+    with pytest.raises(UserError, match="is no rental of this version"):
+        ledger.rentals()
+
+
 def test_failed_tries_are_paid_of_the_same_money(server, ledger):
     server.exits = {100}
     rental = rent_one(ledger, "vast.max_hours=99", "vast.traffic=0")
@@ -220,11 +255,12 @@ def test_a_script_that_arrives_cut_off(server, ledger):
             return super()._seen(row) | ({"onstart": row["onstart"][:2000]} if row["machine_id"] == 100 else {})
 
     server.__class__ = Cuts
-    assert rent_one(ledger).machine_id == 101
-    assert "cut off" in ledger.rentals()[0].machine_failed
+    with pytest.raises(UserError, match="cut the machine's script off"):
+        rent_one(ledger)
+    assert not server.rows and not ledger.failed_machines()
 
 
-@pytest.mark.parametrize("answer", [(500, {}), (200, {"success": False}), "drop", "hang"])
+@pytest.mark.parametrize("answer", [(500, {}), (200, {"success": False}), "drop", "cut", "hang"])
 def test_destroy_fails_at_first(answer, server, ledger):
     server.exits = {100}
     server.faults.append(Fault(DESTROY, answer, times=1 if answer == "hang" else 3))

@@ -20,12 +20,13 @@ from ups.config import one_line
 from ups.errors import Interrupted, UserError
 from ups.machine import processes, rank
 from ups.paths import CONFIG_FOLDER
+from ups.signals import stopping
 
 
 def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None) -> None:
     """Run a function that `hydra.main` made of the config `config_name`, and `finish` after it whatever it came to."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stopping():
         signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal
     try:
         if processes() > 1:

@@ -9,10 +9,11 @@ from rich.table import Table
 from ups.console import screen
 from ups.errors import Interrupted, UserError
 from ups.launch.ledger import PREFIX, Ledger, Rental, State, deadline_of
-from ups.launch.provision import still_billed
+from ups.launch.provision import destroy_command, still_billed
 from ups.launch.vast_api import Vast
 
 LOG_LINES = 200
+HOW_TO_SAVE = "If it is stopped, its disk may hold the only copy of its results: `vastai start instance ID` saves them"
 SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
 
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
@@ -24,9 +25,8 @@ def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
         if rental.state == State.NOT_RENTED:
             continue
         seen = rows.get(rental.instance_id, {}).get("actual_status") if rental.is_open else None
-        hours = ((rental.ended or time.time()) - rental.asked) / 3600
         picture.add_row(
-            str(rental.instance_id or rental.label), rental.gpu, seen or rental.state.value, f"{hours:.2f}",
+            str(rental.instance_id or rental.label), rental.gpu, seen or rental.state.value, f"{rental.hours:.2f}",
             f"{rental.cost:.3f}", f"{rental.cost_limit:.2f}", f"{datetime.fromtimestamp(rental.deadline):%m-%d %H:%M}",
             rental.commit[:9], " ".join(rental.overrides),
         )  # fmt: skip
@@ -35,15 +35,20 @@ def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     for row in rows.values():
         if row["id"] not in known:
             screen.print(f"instance {row['id']} ({row['label']}) is not in {ledger.folder}: see vast.action=reap")
+        elif (deadline_of(row["label"]) or 0) < time.time():
+            screen.print(f"instance {row['id']} is past its deadline: see vast.action=reap")
 
 
 def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:
-    """This project's instances; rentals that are no longer among them are marked as ended."""
+    """This project's instances, with which the ledger is brought into agreement."""
     rows = vast.instances(PREFIX)
-    there = {row["id"] for row in rows} | {row["label"] for row in rows}
+    there = {row["label"]: row["id"] for row in rows}
     for rental in ledger.rentals():
-        if rental.is_open and rental.instance_id not in there and rental.label not in there:
-            ledger.end(rental, State.DESTROYED, "gone when looked for; the time of its end is not known")
+        if rental.label in there and not rental.is_open:  # seen late, or looked for with another account's key
+            rental.instance_id, rental.state, rental.ended = there[rental.label], State.RUNNING, None
+            ledger.save(rental)
+        elif rental.is_open and rental.label not in there:
+            ledger.end(rental, State.DESTROYED, "gone when looked for; it ended then or before")
     return rows
 
 
@@ -59,11 +64,12 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
     lines: list[str] = []
     try:
         while vast.show(rental.instance_id) is not None:
-            seen, lines = lines, vast.logs(rental.instance_id, 1000).splitlines()
-            for line in lines[overlap(seen, lines) :]:
+            latest = vast.logs(rental.instance_id, 1000).splitlines()
+            for line in latest[overlap(lines, latest) :]:
                 screen.print(line, markup=False)
+            lines = latest or lines
             if time.time() > rental.deadline + SECONDS_OVER:
-                raise UserError(f"past its deadline, its results perhaps on its disk. {still_billed(rental)}")
+                raise UserError(f"past its deadline. {HOW_TO_SAVE}. {still_billed(rental)}")
             time.sleep(seconds)
     except Interrupted as interruption:
         goes_on = f"instance {rental.instance_id} goes on without an onlooker"
@@ -81,33 +87,56 @@ def overlap(seen: list[str], lines: list[str]) -> int:
 
 
 def destroy(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
+    """By id any instance of this project, whether or not the ledger has it; else the only open one."""
+    if settings.instance is not None and settings.instance not in {each.instance_id for each in ledger.rentals()}:
+        row = vast.show(settings.instance)
+        if row is None or not (row.get("label") or "").startswith(PREFIX):
+            there = "is not there" if row is None else f"has the label {row.get('label')}"
+            raise UserError(f"vast.instance={settings.instance} {there}: only {PREFIX}* are this project's")
+        return destroy_all(vast, ledger, [row])
     rental = chosen(settings, ledger)
-    if not vast.destroy(rental.instance_id):
-        raise UserError(still_billed(rental))
-    ledger.end(rental, State.DESTROYED)
-    screen.print(f"instance {rental.instance_id} is gone, ${rental.cost:.3f} by the clock")
+    return destroy_all(vast, ledger, [{"id": rental.instance_id, "label": rental.label}])
 
 
 def reap(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     """Destroys, after a question, this project's instances that are past their deadline or unknown to the ledger."""
     rows = refreshed(vast, ledger)
-    known = {rental.label: rental for rental in ledger.rentals()}
-    overdue = [row for row in rows if row["label"] not in known or (deadline_of(row["label"]) or 0) < time.time()]
-    for row in overdue:
-        why = "past its deadline" if row["label"] in known else f"not in {ledger.folder}"
-        price = f"${row['dph_total']:.3f}/h"
-        screen.print(f"instance {row['id']}  {row['label']}  {row.get('actual_status')}  {price}  {why}")
+    known = {rental.label for rental in ledger.rentals()}
+    overdue = []
+    for row in rows:
+        hours = ((deadline_of(row["label"]) or 0) - time.time()) / 3600
+        if hours > 0 and row["label"] in known:
+            continue
+        why = f"not in {ledger.folder}, {hours:.1f} h to its deadline" if hours > 0 else "past its deadline"
+        state, price = row.get("actual_status"), f"${row['dph_total']:.3f}/h"
+        screen.print(f"instance {row['id']}  {row['label']}  {state}  {price}  {why}")
+        if row.get("intended_status") == "stopped":
+            screen.print(f"  left: {HOW_TO_SAVE.replace('ID', str(row['id']))}; {destroy_command(row['id'])} ends it")
+        else:
+            overdue.append(row)
     if not overdue:
-        return screen.print(f"nothing to reap; {len(rows)} instances are within their deadlines")
-    if not settings.yes and not confirmed(f"destroy these {len(overdue)}? [y/N] "):
+        return screen.print(f"nothing to reap among {len(rows)} instances")
+    if not settings.yes and not confirmed(f"destroy {', '.join(str(row['id']) for row in overdue)}? [y/N] "):
         raise UserError("nothing was destroyed: answer y, or set vast.yes=true")
-    left = [row["id"] for row in overdue if not vast.destroy(row["id"])]
-    for row in overdue:
-        if row["label"] in known and row["id"] not in left:
-            ledger.end(known[row["label"]], State.DESTROYED)
+    return destroy_all(vast, ledger, overdue)
+
+
+def destroy_all(vast: Vast, ledger: Ledger, rows: list[dict]) -> None:
+    """And read back. Raises `UserError` for those that are still there."""
+    known = {rental.label: rental for rental in ledger.rentals()}
+    left = []
+    for row in rows:
+        if not vast.destroy(row["id"]):
+            left.append(row["id"])
+            continue
+        rental = known.get(row["label"])
+        if rental:
+            ledger.end(rental, State.DESTROYED)
+        screen.print(f"instance {row['id']} is gone" + (f", ${rental.cost:.3f} by the clock" if rental else ""))
     if left:
-        raise UserError(f"STILL BILLED: {left} could not be destroyed; try again, or at cloud.vast.ai/instances")
-    return screen.print(f"{len(overdue)} destroyed")
+        raise UserError(
+            f"STILL BILLED: {', '.join(map(str, left))} still there; try again, or at cloud.vast.ai/instances"
+        )
 
 
 def confirmed(question: str) -> bool:

@@ -46,25 +46,31 @@ def run_launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
     if cfg.vast.action != "launch":
         vast = Vast(cfg.vast.pause, cfg.vast.request_timeout)
         return ACTIONS[cfg.vast.action](cfg.vast, vast, Ledger(Path(cfg.vast.ledger)))
-    try:
-        if cfg.vast.rehearse:
-            from ups.launch.rehearsal.local import rehearsed
+    if not cfg.vast.rehearse:
+        return launch(cfg, outcomes)
+    from ups.launch.rehearsal.local import rehearsed
 
-            with rehearsed(cfg, Path(HydraConfig.get().runtime.output_dir)) as here:
-                rental = launch(here)
-        else:
-            rental = launch(cfg)
+    with rehearsed(cfg, Path(HydraConfig.get().runtime.output_dir)) as here:
+        return launch(here, outcomes)
+
+
+def launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
+    """Rent, and follow if that is wanted."""
+    try:
+        rental = rented(cfg)
     except UserError as error:
         outcomes.append(Outcome(passed_on(), None, str(error)))
         raise
     outcomes.append(Outcome(passed_on(), rental))
-    return None
+    if rental and cfg.vast.follow:
+        vast = Vast(cfg.vast.pause, cfg.vast.request_timeout)
+        follow(vast, Ledger(Path(cfg.vast.ledger)), rental, cfg.vast.poll_seconds)
 
 
-def launch(cfg: DictConfig) -> Rental | None:
+def rented(cfg: DictConfig) -> Rental | None:
     """None after a dry run."""
     settings, folder, ledger = cfg.vast, Path(HydraConfig.get().runtime.output_dir), Ledger(Path(cfg.vast.ledger))
-    building = start_building(passed_on())  # takes as long as all that follows until it is asked for
+    building = start_building(settings.offer.gpus, passed_on())  # takes as long as all until its answer is needed
     try:
         vast = Vast(settings.pause, settings.request_timeout)
         job = job_of(cfg)
@@ -81,8 +87,6 @@ def launch(cfg: DictConfig) -> Rental | None:
     rental = rent(vast, job, settings, ledger, money, folder, offers)
     write_json(folder / "launch.json", asdict(rental))
     announce(rental, job, hints=not settings.rehearse)
-    if settings.follow:
-        follow(vast, ledger, rental, settings.poll_seconds)
     return rental
 
 
@@ -93,9 +97,9 @@ def job_of(cfg: DictConfig) -> Job:
         raise UserError(f"dataset.path={path}: a rented machine has only what the repository has: use dataset=burgers")
     settings, secrets = environment_of(cfg)
     keeps_nothing = why_not_kept(cfg)
-    if keeps_nothing and cfg.auto_shutdown and not cfg.vast.allow_loss:
+    if keeps_nothing and not cfg.vast.allow_loss:
         raise UserError(
-            f"{keeps_nothing}, so the machine would destroy the only copy of its results: use logger=wandb and "
+            f"{keeps_nothing}, so the deadline would destroy the only copy of the results: use logger=wandb and "
             "`wandb login` (or export WANDB_API_KEY), or set vast.allow_loss=true"
         )
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
@@ -103,8 +107,8 @@ def job_of(cfg: DictConfig) -> Job:
         secrets["GIT_TOKEN"] = source.token
     return Job(
         source=source, overrides=tuple(passed_on()), gpus=cfg.vast.offer.gpus, auto_shutdown=bool(cfg.auto_shutdown),
-        prove=not (keeps_nothing or cfg.vast.allow_loss), on_failure=cfg.vast.on_failure, settings=settings,
-        secrets=secrets, wandb_page=None if keeps_nothing else answering_page(cfg),
+        prove="" if keeps_nothing else "try" if cfg.vast.allow_loss else "insist", on_failure=cfg.vast.on_failure,
+        settings=settings, secrets=secrets, wandb_page=None if keeps_nothing else answering_page(cfg),
     )  # fmt: skip
 
 
@@ -135,11 +139,11 @@ def passed_on() -> list[str]:
     return [override for override in task if key(override).partition(".")[0] not in HERE_ONLY]
 
 
-def start_building(overrides: list[str]) -> subprocess.Popen:
+def start_building(gpus: int, overrides: list[str]) -> subprocess.Popen:
     """train.py's own check of what only the networks know, in a process of its own: the launcher has no torch."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ups.runs.building", *overrides], cwd=ROOT, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "ups.runs.building", str(gpus), *overrides], cwd=ROOT, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
     python -m ups.launch.instance FOLDER OVERRIDES...          (onstart.sh runs it)
 
 Ends with 0 only if the training is complete and, unless `vast.allow_loss` was given, its results were proven saved.
-Reads UPS_DEADLINE, UPS_GPUS, UPS_PROVE and UPS_PAUSE. Needs nothing but the standard library.
+Reads UPS_DEADLINE, UPS_GPUS, UPS_PROVE (insist | try | nothing) and UPS_PAUSE. Needs nothing but the standard library.
 """
 
 import os
@@ -13,27 +13,39 @@ import time
 from pathlib import Path
 
 STARTS = 3  # of a training that is killed; each goes on from its last state
-SECONDS_TO_SAVE = 300  # of the rental are kept for the upload of an unfinished state; a tenth of a short one
-SECONDS_TO_STOP = 60  # from the signal to the kill
-PROOFS_AFTER_FAILURE = 3
+SECONDS_TO_SAVE = 480  # of the rental are kept to stop and to upload an unfinished state; a tenth of a short one
+SECONDS_TO_STOP = 150  # from the signal to the kill: a step, a validation, and the logger's end
+SECONDS_TO_PROVE = 120  # for the first proof; each later one gets as much more
+PROOFS = 6  # where the results need not be kept at any price
 OUT_OF_TIME = 124
 
 
 def main(folder: Path, overrides: list[str]) -> int:
     unsaved = folder / "unsaved"  # while it is there the deadline stops the machine instead of destroying it
+    wanted = os.environ.get("UPS_PROVE")
     code = 0 if unsaved.exists() else train(folder, overrides, float(os.environ["UPS_DEADLINE"]))
-    if not os.environ.get("UPS_PROVE"):
+    if not wanted:
         return code
+    if wanted == "insist":
+        touch(unsaved)
     pause = 2 * float(os.environ.get("UPS_PAUSE", 4))
-    if code == 0:
-        unsaved.touch()
-        while not proven(folder):  # until the deadline
-            time.sleep(pause)
-            pause = min(2 * pause, 300)
-        unsaved.unlink()
-    elif not any(proven(folder) for _ in range(PROOFS_AFTER_FAILURE)):
-        say("what there is of the training was not saved")
+    proof = 1
+    while not proven(folder, proof * SECONDS_TO_PROVE):
+        if (code or wanted == "try") and proof == PROOFS:  # a failure's state is not worth the rest of the rental
+            say("what there is of the training was not saved")
+            break
+        time.sleep(min(pause * 2 ** (proof - 1), 300))
+        proof += 1
+    unsaved.unlink(missing_ok=True)
     return code
+
+
+def touch(file: Path) -> None:
+    """On a full disk it cannot be, and nothing else is lost by that."""
+    try:
+        file.touch()
+    except OSError as error:
+        say(f"{file}: {error}")
 
 
 def train(folder: Path, overrides: list[str], deadline: float) -> int:
@@ -48,9 +60,9 @@ def train(folder: Path, overrides: list[str], deadline: float) -> int:
             say("the deadline is over")
             return OUT_OF_TIME
         code = run(command, left - min(SECONDS_TO_SAVE, left / 10))
-        if code < 128:
+        if code in (0, OUT_OF_TIME) or (code < 128 and gpus == "1"):  # torchrun does not tell how its workers died
             break
-        say(f"training killed by signal {code - 128}, start {start} of {STARTS}")
+        say(f"training ended with {code}, start {start} of {STARTS}")
     return code
 
 
@@ -70,8 +82,9 @@ def run(command: list[str], seconds: float) -> int:
     return code if code >= 0 else 128 - code
 
 
-def proven(folder: Path) -> bool:
-    return subprocess.run([sys.executable, "-m", "ups.runs.proof", str(folder / "run")]).returncode == 0
+def proven(folder: Path, seconds: int) -> bool:
+    command = [sys.executable, "-m", "ups.runs.proof", str(folder / "run"), "--timeout", str(seconds)]
+    return subprocess.run(command).returncode == 0
 
 
 def say(text: str) -> None:

@@ -1,5 +1,6 @@
 """What is sent to a machine: the script with its overrides, and the environment with its secrets."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ END_MARK = ": end of onstart.sh\n"
 
 @dataclass(frozen=True)
 class Job:
-    """`prove`: destroy after success only once the results are proven saved. `secrets` go into the environment only."""
+    """`prove`: "insist" that the results are proven saved before a destroy, "try", or "" not. `secrets` go into the
+    environment only."""
 
     source: Source
     overrides: tuple[str, ...]
     gpus: int
     auto_shutdown: bool
-    prove: bool
+    prove: str
     on_failure: str
     settings: dict[str, str]
     secrets: dict[str, str]
@@ -28,10 +30,14 @@ class Job:
 
     @property
     def script(self) -> str:
-        """onstart.sh without its comments, after the overrides, each one word whatever is in it."""
+        """onstart.sh after the overrides, each of which is one word whatever is in it.
+
+        Left out are comments and half of the indentation.
+        """
         shebang, *lines = SCRIPT.read_text().splitlines(keepends=True)
         words = "set -- " + " ".join(map(shlex.quote, self.overrides)) + "\n"
-        script = shebang + words + "".join(line for line in lines if not line.lstrip().startswith("#"))
+        lines = [line for line in lines if not line.lstrip().startswith("#")]
+        script = shebang + words + "".join(re.sub("^ +", lambda indent: indent[0][::2], line) for line in lines)
         size = len(script.encode())
         if size > MAX_BYTES:
             raise UserError(
@@ -52,7 +58,7 @@ class Job:
             "UPS_GPUS": str(self.gpus),
             "UPS_DEADLINE": str(int(deadline)),
             "UPS_SHUTDOWN": "1" if self.auto_shutdown else "",
-            "UPS_PROVE": "1" if self.prove else "",
+            "UPS_PROVE": self.prove,
             "UPS_ON_FAILURE": self.on_failure,
             "GIT_TERMINAL_PROMPT": "0",
             "PIP_BREAK_SYSTEM_PACKAGES": "1",  # the image's Python is the machine's only one

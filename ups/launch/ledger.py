@@ -8,9 +8,11 @@ from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 
+from ups.errors import UserError, first_line
 from ups.files import write_json
 
 PREFIX = "ups-until-"
+SHUNNED_DAYS = 7
 
 
 class State(str, Enum):
@@ -48,7 +50,12 @@ class Rental:
         """Dollars so far, by the clock: a little more than the bill, which begins when the machine has loaded."""
         if self.state == State.NOT_RENTED:
             return 0.0
-        return max((self.ended or time.time()) - self.asked, 0.0) / 3600 * self.price_per_hour
+        return self.hours * self.price_per_hour
+
+    @property
+    def hours(self) -> float:
+        """Until its end, now, or the deadline, whichever is first; the end of one that nobody watched is not known."""
+        return max(min(self.ended or time.time(), self.deadline) - self.asked, 0.0) / 3600
 
     @property
     def is_open(self) -> bool:
@@ -65,17 +72,25 @@ class Ledger:
 
     def rentals(self) -> list[Rental]:
         """The oldest first."""
-        found = [Rental(**json.loads(file.read_text())) for file in self.folder.glob(f"{PREFIX}*.json")]
-        return sorted(found, key=lambda rental: rental.asked)
+        return sorted(map(read, self.folder.glob(f"{PREFIX}*.json")), key=lambda rental: rental.asked)
 
     def failed_machines(self) -> set[int]:
-        return {rental.machine_id for rental in self.rentals() if rental.machine_failed}
+        """Of the last days; what failed before may have been repaired."""
+        since = time.time() - SHUNNED_DAYS * 86400
+        return {rental.machine_id for rental in self.rentals() if rental.machine_failed and rental.asked > since}
 
     def end(self, rental: Rental, state: State, note: str | None = None) -> None:
         rental.state, rental.ended = state, time.time()
         if note:
             rental.notes.append(note)
         self.save(rental)
+
+
+def read(file: Path) -> Rental:
+    try:
+        return Rental(**json.loads(file.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file} is no rental of this version ({first_line(error)}): move it away") from error
 
 
 def new_label(deadline: float) -> str:

@@ -32,7 +32,7 @@ class Offer:
         return self.price * self.hours + self.traffic
 
 
-def query(wanted: DictConfig, hours: float, disk: float) -> dict:
+def query(wanted: DictConfig, hours: float, disk: float, interruptible: bool) -> dict:
     """In the units of the API: memory in MB, durations in seconds."""
     filters = {
         "rentable": {"eq": True},
@@ -43,6 +43,8 @@ def query(wanted: DictConfig, hours: float, disk: float) -> dict:
         "cuda_max_good": {"gte": wanted.cuda},
         "duration": {"gte": hours * 3600},
     }
+    if not interruptible:
+        filters["rented"] = {"eq": False}
     if wanted.verified:
         filters |= {"verified": {"eq": True}, "external": {"eq": False}}
     if wanted.gpu:
@@ -54,7 +56,8 @@ def query(wanted: DictConfig, hours: float, disk: float) -> dict:
 
 def rank(rows: list[dict], settings: DictConfig, money: float, shunned: set[int]) -> list[Offer]:
     """What may be rented, the cheapest for `vast.max_hours` first. `money`: dollars this run may still cost."""
-    offers = [offer_of(row, settings, money) for row in rows if row["machine_id"] not in shunned]
+    outbids = lambda row: not (settings.interruptible and settings.bid) or settings.bid >= row["min_bid"]
+    offers = [offer_of(row, settings, money) for row in rows if row["machine_id"] not in shunned and outbids(row)]
     affordable = [offer for offer in offers if offer.price <= settings.max_price and offer.hours >= settings.min_hours]
     return sorted(affordable, key=lambda offer: offer.price * settings.max_hours + offer.traffic)
 
@@ -63,7 +66,7 @@ def offer_of(row: dict, settings: DictConfig, money: float) -> Offer:
     price, bid = row["dph_total"], None
     if settings.interruptible:
         bid = settings.bid or round(row["min_bid"] * BID_ABOVE_MINIMUM, 4)
-        price += bid - (row.get("dph_base") or row["min_bid"])  # the disk's share stays
+        price = bid + (row.get("storage_total_cost") or max(row["dph_total"] - row["dph_base"], 0.0))
     traffic = settings.traffic * (row.get("inet_down_cost") or 0.0)
     return Offer(
         id=row["id"], machine_id=row["machine_id"], gpu=f"{row['num_gpus']}x {row['gpu_name']}",

@@ -5,8 +5,9 @@
 # UPS_ON_FAILURE (destroy | hold) and what instance.py reads. Vast gives CONTAINER_ID and CONTAINER_API_KEY.
 # UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
 cd /
-W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} I=${CONTAINER_ID:-${VAST_CONTAINERLABEL#C.}} T=$UPS_DEADLINE
-export I P
+W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} T=${UPS_DEADLINE:-0}
+PATH=$PATH:/opt/conda/bin U=${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/
+export P U
 say() { echo "ups $(date -u +%T) $*"; }
 
 # Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone. A 404
@@ -21,15 +22,15 @@ def say(text):
   except OSError: pass
 def call(method, body=None):
   try:
-    r = web.urlopen(web.Request("%s/api/v0/instances/%s/" % (env("VAST_URL") or "https://console.vast.ai", env("I")),
-      body, {"Authorization": "Bearer " + key, "Content-Type": "application/json"}, method=method), timeout=20)
+    r = web.urlopen(web.Request(env("U"), body, {"Authorization": "Bearer " + env("CONTAINER_API_KEY"),
+      "Content-Type": "application/json"}, method=method), timeout=20)
   except web.HTTPError as error: r = error
   except Exception as error: return {"error": error}
-  try: return json.load(r)
+  try: return dict(json.load(r))
   except Exception: return {"error": r.status}
-key, n, ok, pause = env("CONTAINER_API_KEY"), 0, 0, float(env("P")) + .1
-if not env("I") or not key:
-  sys.exit(say("CONTAINER_%s not set - cannot auto-shutdown" % ("API_KEY" if env("I") else "ID")))
+n, ok, pause = 0, 0, float(env("P")) + .1
+for name in "ID", "API_KEY":
+  if not env("CONTAINER_" + name): sys.exit(say("CONTAINER_%s not set - cannot auto-shutdown" % name))
 while time.time() < float(sys.argv[1]): time.sleep(1)
 while 1:
   n += 1
@@ -40,26 +41,26 @@ while 1:
   if b.get("error") == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
   ok |= a.get("success") is True and not stop
   if not ok or b.get("error") != "auth_error":
-    say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), b.get("error"), env("I")))
+    say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), b.get("error"), env("CONTAINER_ID")))
   time.sleep(pause * 2 ** min(n - 1, 6))
 '
 retry() {
-  for k in 1 2 4 8; do "$@" && return; say "$1 failed, again in $((k * P)) s"; sleep $((k * P)); done
+  for k in 1 2 4 8; do "$@" && return; say "$1 failed"; sleep $((k * P)); done
   "$@"
 }
 clone() {
   [ -d repo ] && return
   command -v git >/dev/null || { apt-get -qq update && apt-get -qq install -y git; } || return
-  rm -rf part && git init -q part || return
+  rm -rf new && git init -q new || return
   # shellcheck disable=SC2016 # git's own shell reads the token, from the environment
-  set -- -C part -c credential.helper='!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
+  set -- -C new -c credential.helper='!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
   git "$@" fetch -q "$UPS_REPO" "$UPS_COMMIT" || git "$@" fetch -q "$UPS_REPO" "$UPS_BRANCH" || return
-  git -C part checkout -q "$UPS_COMMIT" && mv part repo
+  git -C new checkout -q "$UPS_COMMIT" && mv new repo
 }
 # The image's torch stays; what only the launcher and the tests need is left out.
 install() {
-  python3 -c 'import torch' 2>/dev/null && t='torch|'
-  grep -vE "^(${t:-}vastai|pytest|ruff|shellcheck)" repo/requirements.txt >need && python3 -m pip install -q -r need
+  python3 -c 'import torch' 2>/dev/null && t='|torch'
+  grep -vE "^(vastai|pytest|ruff|shellcheck$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
 }
 main() {
   exec 9<.
@@ -77,10 +78,13 @@ main() {
   python3 -c "$END" 0 ""
 }
 # The dead-man timer, in a session of its own: it outlives this script. A machine that was started again to save what
-# its deadline left unsaved has a quarter of an hour for it.
-N=$(($(date +%s) + 900))
-[ -e "$W/unsaved" ] && [ "$T" -lt $N ] && T=$N
+# its deadline left unsaved has a quarter of an hour for it. Without python3 nothing here can end the bill.
+command -v python3 || say "STILL BILLED: no python3"
+[ -e "$W/unsaved" ] && [ "$T" -lt $((N = $(date +%s) + 900)) ] && T=$N
 setsid python3 -c "$END" "$T" "$W/unsaved" &
 mkdir -p "$W"
-cd "$W" && main "$@" 2>&1 | tee -a log
+# Also into the container's own log, which is what the service shows.
+[ "$UPS_FOLDER" ] || L=/proc/1/fd/1
+# shellcheck disable=SC2086 # or none
+cd "$W" && main "$@" 2>&1 | tee -a log $L
 : end of onstart.sh

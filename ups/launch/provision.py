@@ -1,21 +1,20 @@
 """From offers to a machine that runs, or to nothing: whatever happens on the way, no instance is left behind."""
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ups.console import console
-from ups.errors import Interrupted, UserError
+from ups.errors import UserError, first_line
 from ups.launch.job import END_MARK, Job
 from ups.launch.ledger import Ledger, Rental, State, new_label
 from ups.launch.offers import Offer, no_offer, query, rank, reason
 from ups.launch.vast_api import NotRented, Unclear, Vast
+from ups.signals import undisturbed
 
-LOOKS = 3  # at the list, for an instance that an unclear answer may have created
+LOOKS = 5  # at the list, with growing spaces, for an instance that an unclear answer may have created
+SAME_REFUSALS, MAX_REFUSALS = 2, 10
 DEAD = ("exited", "offline", "unknown")  # states that never become "running"
 
 
@@ -25,7 +24,7 @@ class MachineFailed(Exception):
 
 def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int], taken: set[int]) -> list[Offer]:
     """The best first, at least one."""
-    wanted = query(settings.offer, settings.min_duration, settings.disk)
+    wanted = query(settings.offer, settings.min_duration, settings.disk, settings.interruptible)
     rows = vast.search(wanted, settings.interruptible, settings.disk)
     rows = [row for row in rows if row["id"] not in taken]
     offers = rank(rows, settings, money, shunned)
@@ -37,47 +36,54 @@ def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int]
 def rent(
     vast: Vast, job: Job, settings: DictConfig, ledger: Ledger, money: float, folder: Path, offers: list[Offer]
 ) -> Rental:
-    """A running instance. `money`: dollars the run may cost; failed tries are paid of it. `offers`: for the first try.
+    """A running instance. `money`: dollars for the run, from which failed tries are paid; `offers`: for the first try.
 
     Raises `UserError` when no machine came up; everything rented on the way was destroyed, or a line says what was not.
     """
-    taken: set[int] = set()
     tried: list[Rental] = []
-    for attempt in range(settings.max_tries):
-        if attempt:
-            left = money - sum(rental.cost for rental in tried)
-            offers = offers_for(vast, settings, left, ledger.failed_machines(), taken)
+    while True:
         console.print(reason(offers, settings))
-        offer = offers[0]
-        taken.add(offer.id)
-        rental = new_rental(offer, job, folder)
+        rental = new_rental(offers[0], job, folder)
         tried.append(rental)
         ledger.save(rental)
         try:
-            create(vast, job, settings, ledger, rental, offer.bid)
-            wait_until_running(vast, settings, rental.instance_id)
+            create(vast, job, settings, ledger, rental, offers[0].bid)
+            wait_until_running(vast, settings, rental)
             rental.state = State.RUNNING
             ledger.save(rental)
             return rental
         except NotRented as error:
             ledger.end(rental, State.NOT_RENTED, str(error))
-            console.print(f"offer {offer.id} was not given ({error}): the next one")
+            console.print(f"offer {rental.offer_id} was not given: {error}")
         except MachineFailed as error:
             rental.machine_failed = str(error)
             console.print(f"machine {rental.machine_id} {error}: it is destroyed and not taken again")
-            if not end(vast, ledger, rental):
-                raise UserError(still_billed(rental)) from error
-        except BaseException as error:
-            with undisturbed():
+            with undisturbed("the machine is being destroyed"):
                 clean_up(vast, ledger, rental)
-            if isinstance(error, Interrupted):
-                state = "nothing is left rented" if not rental.is_open else still_billed(rental)
-                raise Interrupted(error.signum, f"stopped while renting; {state}") from error
+        except BaseException:
+            with undisturbed("what was rented is being destroyed"):
+                clean_up(vast, ledger, rental)
             raise
-    raise UserError(
-        f"no machine came up in vast.max_tries={settings.max_tries}, and nothing is left rented: "
-        + "; ".join(f"{rental.machine_id} {rental.machine_failed or rental.notes[-1]}" for rental in tried)
-    )
+        refuse_more_tries(tried, settings)
+        left = money - sum(rental.cost for rental in tried)
+        offers = offers_for(vast, settings, left, ledger.failed_machines(), {rental.offer_id for rental in tried})
+
+
+def refuse_more_tries(tried: list[Rental], settings: DictConfig) -> None:
+    """Raise when there were enough, or when it is not the offers' fault."""
+    if tried[-1].is_open:
+        raise UserError(still_billed(tried[-1]))
+    failed = [rental for rental in tried if rental.machine_failed]
+    refusals = [rental.notes[-1] for rental in tried if rental.state == State.NOT_RENTED]
+    if len(failed) >= settings.max_tries:
+        reasons = "; ".join(f"{rental.machine_id} {rental.machine_failed}" for rental in failed)
+        raise UserError(
+            f"no machine came up in vast.max_tries={settings.max_tries}, and nothing is left rented: {reasons}"
+        )
+    if refusals and refusals.count(refusals[-1]) >= SAME_REFUSALS and "no_such_ask" not in refusals[-1]:
+        raise UserError(f"Vast refuses each offer, and nothing is left rented: {refusals[-1]}")
+    if len(refusals) >= MAX_REFUSALS:
+        raise UserError(f"{len(refusals)} offers were gone when asked for, and nothing is left rented: try again")
 
 
 def new_rental(offer: Offer, job: Job, folder: Path) -> Rental:
@@ -111,21 +117,21 @@ def find(vast: Vast, label: str) -> int | None:
     """The id of the instance with that label; one that was just created may be seen late."""
     for look in range(LOOKS):
         if look:
-            time.sleep(vast.pause)
+            time.sleep(vast.pause * 2 ** (look - 1))
         for row in vast.instances(label):
             return row["id"]
     return None
 
 
-def wait_until_running(vast: Vast, settings: DictConfig, instance_id: int) -> None:
-    """Raises `MachineFailed`."""
+def wait_until_running(vast: Vast, settings: DictConfig, rental: Rental) -> None:
+    """Raises `MachineFailed`, or `UserError` if Vast did not take the script whole."""
     limit = time.monotonic() + settings.loading_minutes * 60
     while True:
-        row = vast.show(instance_id)
+        row = vast.show(rental.instance_id)
         if row is None:
             raise MachineFailed("is gone")
-        if row.get("onstart") and not row["onstart"].endswith(END_MARK):
-            raise MachineFailed("got the script cut off")
+        if row.get("onstart") and not row["onstart"].rstrip().endswith(END_MARK.strip()):
+            raise UserError("Vast cut the machine's script off: put the overrides into a preset in conf/experiment/")
         status = row.get("actual_status")
         if status == "running":
             return
@@ -136,46 +142,27 @@ def wait_until_running(vast: Vast, settings: DictConfig, instance_id: int) -> No
         time.sleep(settings.poll_seconds)
 
 
-def end(vast: Vast, ledger: Ledger, rental: Rental) -> bool:
-    """Destroy and read back."""
-    gone = vast.destroy(rental.instance_id)
-    if gone:
-        ledger.end(rental, State.DESTROYED)
-    else:
-        ledger.save(rental)
-    return gone
-
-
 def clean_up(vast: Vast, ledger: Ledger, rental: Rental) -> None:
-    """After an error or a signal at any moment: destroy what was rented, also what no answer has told of."""
+    """Destroy what was rented, also what no answer has told of, and read back. Says what it came to; never raises."""
     try:
         if rental.instance_id is None:
             rental.instance_id = find(vast, rental.label)
         if rental.instance_id is None:
             ledger.end(rental, State.NOT_RENTED, "stopped before there was an instance")
-        elif not end(vast, ledger, rental):
-            console.print(still_billed(rental))
-    except UserError as error:
-        console.print(f"PERHAPS STILL BILLED: {rental.label} ({error}); look: python launch_vast.py vast.action=reap")
+        elif vast.destroy(rental.instance_id):
+            ledger.end(rental, State.DESTROYED)
+        else:
+            ledger.save(rental)
+    except Exception as error:  # whatever it is, the bill comes first
+        console.print(f"{type(error).__name__}: {first_line(error)}")
+    console.print(still_billed(rental) if rental.is_open else "nothing is left rented")
 
 
 def still_billed(rental: Rental) -> str:
-    return (
-        f"STILL BILLED: instance {rental.instance_id} is still there; end it: "
-        f"python launch_vast.py vast.action=destroy vast.instance={rental.instance_id}"
-    )
+    if rental.instance_id is None:
+        return f"PERHAPS STILL BILLED: the label is {rental.label}; look for it: python launch_vast.py vast.action=reap"
+    return f"STILL BILLED: instance {rental.instance_id} is still there; {destroy_command(rental.instance_id)} ends it"
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Ctrl-C again does not break the clean-up, which is what ends the bill."""
-    before = {number: signal.signal(number, _wait) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _wait(number, frame) -> None:
-    console.print("what was rented is being destroyed first")
+def destroy_command(instance_id: int) -> str:
+    return f"`python launch_vast.py vast.action=destroy vast.instance={instance_id}`"

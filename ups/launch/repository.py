@@ -45,9 +45,9 @@ def pushed_source(folder: Path, token: str | None, local: bool = False) -> Sourc
 
     url, embedded = clone_url(git(folder, "remote", "get-url", remote) or remote, local)
     token = token or embedded
-    head = remote_head(folder, url, branch, None)
+    head = remote_head(url, branch, None)
     if head is None and token:
-        head = remote_head(folder, url, branch, token)
+        head = remote_head(url, branch, token)
     else:
         token = None  # not needed, so not sent
     if head is None:
@@ -89,10 +89,12 @@ def clone_url(address: str, local: bool) -> tuple[str, str | None]:
     return address, None
 
 
-def remote_head(folder: Path, url: str, branch: str, token: str | None) -> str | None:
+def remote_head(url: str, branch: str, token: str | None) -> str | None:
     """The remote branch's commit as the machine would see it, "" if there is no such branch, None if unreadable."""
-    helpers = ["-c", "credential.helper="] + (["-c", f"credential.helper={TOKEN_HELPER}"] if token else [])
-    answer = git(folder, *helpers, "ls-remote", url, f"refs/heads/{branch}", GIT_TOKEN=token or "")
+    helper = ["-c", f"credential.helper={TOKEN_HELPER}"] if token else []
+    bare = {"HOME": "/nowhere", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
+            "GIT_CONFIG_COUNT": "0", "GIT_TOKEN": token or ""}  # fmt: skip
+    answer = git(Path("/"), *helper, "ls-remote", url, f"refs/heads/{branch}", **bare)
     return answer if answer is None else answer.partition("\t")[0]
 
 

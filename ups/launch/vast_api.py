@@ -13,8 +13,7 @@ import requests
 from ups.console import console
 from ups.errors import UserError, first_line
 
-STRANGE = (ValueError, KeyError, TypeError)  # what the SDK raises of an answer in another shape than it expects
-PASSING = (429, 500, 502, 503, 504)
+STRANGE = (ValueError, LookupError, TypeError, AttributeError)  # raised by the SDK for an answer in an unknown shape
 TRIES = 5  # of a request that may be repeated
 
 
@@ -53,7 +52,7 @@ class Vast:
     def create(self, offer_id: int, **settings) -> int:
         """The instance's id; the answer itself holds a secret and goes nowhere. Sent once: a repeat may rent twice.
 
-        Raises `NotRented`, `Unclear`, or `UserError` for a bad key or a request that Vast finds wrong.
+        Raises `NotRented`, `Unclear`, or `UserError` for a bad key.
         """
         for attempt in range(1, TRIES + 1):
             try:
@@ -125,10 +124,10 @@ class Vast:
                 status, answer = error.response.status_code, _json(error.response)
                 if answer.get("error") == "no_such_instance":
                     return None
-                if attempt == TRIES or status not in PASSING:
+                if attempt == TRIES or (status != 429 and status < 500):
                     reason = answer.get("error") or answer.get("msg") or "no reason given"
                     raise UserError(f"Vast answers {status}: {reason}") from error
-            except (requests.ConnectionError, requests.Timeout, *STRANGE) as error:
+            except (requests.RequestException, *STRANGE) as error:
                 if attempt == TRIES:
                     raise UserError(
                         f"no usable answer of {self.sdk.client.server_url} ({_reason(error)}): is it reachable?"

@@ -1,6 +1,6 @@
 """Builds the networks of a chain and forgets them: the check of what only they know, before a machine is rented.
 
-    python -m ups.runs.building stage=diffusion_residual model.width=64
+    python -m ups.runs.building GPUS stage=diffusion_residual model.width=64
 """
 
 import os
@@ -12,14 +12,15 @@ from ups.cli import run
 from ups.config import check
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
-from ups.training.obtain import build_chain
+from ups.training.obtain import build_chain, check_batch_sizes
 from ups.training.runtime import set_up
 
 
 def main() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        cfg = compose("train", overrides=sys.argv[1:])
+        cfg = compose("train", overrides=sys.argv[2:])
     check(cfg)
+    check_batch_sizes(identity_of(cfg).chain(), int(sys.argv[1]))
     build_chain(identity_of(cfg), set_up(device="cpu", threads=1))
     os._exit(0)  # at once: the launcher waits, and torch takes its time to leave
 

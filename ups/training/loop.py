@@ -14,11 +14,11 @@ from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
 from ups.machine import processes
+from ups.signals import StopSignal
 from ups.stages.stage import Stage
 from ups.training.distributed import agreed, average, by_first, own_part
 from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate
 from ups.training.runtime import Runtime
-from ups.training.signals import StopSignal
 from ups.training.store import Entry
 
 

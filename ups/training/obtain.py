@@ -71,19 +71,19 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
             f"require=found, and {lacking[0].path} is not trained: train it with "
             f"stage={lacking[0].identity.stage}, or set require=train"
         )
-    check_batch_sizes(plan)
+    check_batch_sizes([planned.entry.identity for planned in plan if planned.action != "found"], processes())
     return plan
 
 
-def check_batch_sizes(plan: list[Planned]) -> None:
-    """Before any work: what is to be trained has batches of equal parts, one for each process."""
-    for depth, planned in enumerate(reversed(plan)):
-        size, count = planned.entry.identity.content["stage"]["batch_size"], processes()
-        if planned.action != "found" and size % count:
+def check_batch_sizes(chain: list[Identity], count: int) -> None:
+    """Before any work: what is to be trained, the last stage last, has batches of `count` equal parts."""
+    for depth, identity in enumerate(reversed(chain)):
+        size = identity.content["stage"]["batch_size"]
+        if size % count:
             below = size // count * count
             raise UserError(
-                f"stage.{'requires.' * depth}batch_size={size}: the {count} processes of torchrun need equal parts of "
-                f"a batch; choose {f'{below} or ' if below else ''}{below + count}, or another --nproc-per-node"
+                f"stage.{'requires.' * depth}batch_size={size}: {count} processes need equal parts of a batch; choose "
+                f"{f'{below} or ' if below else ''}{below + count}, or another --nproc-per-node (vast.offer.gpus)"
             )
 
 

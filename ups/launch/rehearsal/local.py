@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ups.console import console
+from ups.errors import Interrupted
 from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, offer
 from ups.launch.rehearsal.wandb_server import WandbServer
 
@@ -37,6 +38,8 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
         )
         try:
             yield here
+        except Interrupted as interruption:
+            raise Interrupted(interruption.signum, "rehearsal stopped, and its machines with it") from None
         finally:
             os.environ.clear()
             os.environ |= before

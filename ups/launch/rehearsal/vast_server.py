@@ -27,14 +27,14 @@ def offer(number: int, **changes) -> dict:
         "id": 1000 + number, "machine_id": 100 + number, "gpu_name": "RTX 4090", "num_gpus": 1, "gpu_ram": 24564,
         "dph_base": 0.30 + 0.01 * number, "dph_total": 0.31 + 0.01 * number, "min_bid": 0.15, "inet_down_cost": 0.002,
         "reliability": 0.995, "reliability2": 0.995, "cuda_max_good": 12.8, "disk_space": 200.0, "rentable": True,
-        "verified": True, "external": False, "duration": 9e5, "geolocation": "Sweden, SE",
+        "rented": False, "verified": True, "external": False, "duration": 9e5, "geolocation": "Sweden, SE",
     } | changes  # fmt: skip
 
 
 @dataclass
 class Fault:
-    """The next `times` requests that match get `answer`: (status, content), "drop" or "hang". With `after`, the
-    request is carried out first."""
+    """The next `times` requests that match get `answer`: (status, content), "drop" (no answer), "cut" (half of one) or
+    "hang". With `after`, the request is carried out first."""
 
     request: str  # a regular expression for "METHOD /path"
     answer: tuple[int, dict] | str
@@ -172,6 +172,8 @@ class VastServer:
     def _answer(self, http: BaseHTTPRequestHandler, answer: tuple[int, dict] | str) -> None:
         if answer == "hang":
             self.released.wait()
+        if answer == "cut":
+            http.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{")
         if isinstance(answer, str):
             http.close_connection = True
             http.connection.shutdown(socket.SHUT_RDWR)
