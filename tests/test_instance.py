@@ -274,7 +274,7 @@ def test_disk_full(renter, tmp_path):
         pytest.skip("needs the right to mount a small disk")
     try:
         output = renter.gone(renter.rent("full"))
-        assert "No space left on device" in output and "Training failed" in output
+        assert "No space left on device" in output and COMPLETE not in output  # the log is cut: its disk is full too
     finally:
         renter.server.__exit__()
         subprocess.run(["umount", "-l", str(small)], check=True)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from secrets import token_hex
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment
@@ -51,7 +52,7 @@ def clone(tmp_path_factory):
 
 @pytest.fixture
 def server():
-    with VastServer("account-key-7c1f") as server:
+    with VastServer(token_hex(16)) as server:
         yield server
 
 
@@ -103,9 +104,12 @@ def test_three_spellings(spelling):
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]], ids=["cfg", "help"])
 def test_answers_at_once_without_torch(arguments, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / "launch_vast.py"), *arguments]
-    started = time.perf_counter()
-    answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
-    assert time.perf_counter() - started < 1.0  # 0.4 s on an idle machine
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1.0  # 0.3 s on an idle machine; the suite's is not
     assert answer.returncode == 0 and "vast" in answer.stdout
     assert not re.search(r"\| +(torch|vastai|wandb)$", answer.stderr, re.MULTILINE)
 
@@ -141,7 +145,6 @@ def test_dry_run_rents_nothing(launch, server, tmp_path):
     [
         (["+auto_shutdown=true"], "there is no key of W&B, so the deadline would destroy the only copy"),
         (["logger=csv"], "logger has no wandb, so the deadline would destroy the only copy"),
-        ([*LOSSY, "vast.offer.gpus=3"], "stage.batch_size=16: 3 processes need equal parts"),
         ([*LOSSY, "seed=-1"], "seed=-1: must be"),
         ([*LOSSY, "vast.offer.gpus=0"], "vast.offer.gpus=0: must be a whole number, at least 1"),
         ([*LOSSY, "vast.on_failure=keep"], "vast.on_failure=keep: must be one of destroy, hold"),
@@ -156,6 +159,12 @@ def test_dry_run_rents_nothing(launch, server, tmp_path):
 )
 def test_everything_is_checked_before_a_cent_is_spent(overrides, message, launch, server):
     assert message in error_of(launch(*overrides))
+    assert not server.sent(CREATE)
+
+
+def test_gpus_that_cannot_share_a_batch(launch, server):
+    server.offers = [offer(0, num_gpus=3)]
+    assert "stage.batch_size=16: 3 processes need equal parts" in error_of(launch(*LOSSY, "vast.offer.gpus=3"))
     assert not server.sent(CREATE)
 
 
@@ -204,9 +213,10 @@ def test_two_gpus_and_no_secret_anywhere(launch, server, tmp_path):
         "PATH": f"{interpreter(machines)}:{os.environ['PATH']}", "UPS_PAUSE": "1",
     }  # fmt: skip
     server.offers = [offer(0, num_gpus=2)]
-    with WandbServer() as tracker:
+    git_token = token_hex(16)
+    with WandbServer(token_hex(32)) as tracker:
         answer = launch(*SMALLER, "vast.offer.gpus=2", "vast.follow=true", "+auto_shutdown=true",
-                        GIT_TOKEN="git-token-f00d", **tracker.environment)  # fmt: skip
+                        GIT_TOKEN=git_token, **tracker.environment)  # fmt: skip
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert re.search(r"results saved: operator-\w{12} in tester/ups\n", answer.stdout) and not server.rows
     (run,) = tracker.runs.values()
@@ -215,7 +225,7 @@ def test_two_gpus_and_no_secret_anywhere(launch, server, tmp_path):
     environment = create.body.pop("env")
     assert environment["WANDB_API_KEY"] == tracker.api_key
     assert "GIT_TOKEN" not in environment  # a public remote needs none
-    secrets = [tracker.api_key, "git-token-f00d", server.key, *server.keys_gone]
+    secrets = [tracker.api_key, git_token, server.key, *server.keys_gone]
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert any(file.name == "launch.json" for file in files) and any("repo" in file.parts for file in files)
     texts = [file.read_bytes().decode(errors="replace") for file in files] + [answer.stdout, answer.stderr]
@@ -351,7 +361,7 @@ def test_a_sweep_rents_one_for_each_and_outlives_a_failure(launch, server, tmp_p
 
     server.__class__ = RefusesSeedTwo
     answer = launch("-m", *LOSSY, "seed=1,2,3", "vast.max_tries=2")
-    assert "no machine came up" in error_of(answer)
+    assert "Vast refuses each offer, and nothing is left rented: refused" in error_of(answer)
     table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
     assert all(f"seed={seed}" in table for seed in (1, 2, 3))
     assert len(server.rows) == 2 and all(str(number) in table for number in server.rows)

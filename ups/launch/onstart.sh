@@ -38,10 +38,11 @@ while 1:
   a = call("PUT", b"{\"state\": \"stopped\"}") if stop else call("DELETE", b"{}")
   time.sleep(pause)
   b = call("GET")
-  if b.get("error") == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
+  e = b.get("error")
+  if e == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
   ok |= a.get("success") is True and not stop
-  if not ok or b.get("error") != "auth_error":
-    say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), b.get("error"), env("CONTAINER_ID")))
+  if not ok or e != "auth_error":
+    say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), e, env("CONTAINER_ID")))
   time.sleep(pause * 2 ** min(n - 1, 6))
 '
 retry() {
@@ -62,7 +63,9 @@ install() {
   python3 -c 'import torch' 2>/dev/null && t='|torch'
   grep -vE "^(vastai|pytest|ruff|shellcheck$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
 }
+# A full disk may end the log; all the rest goes on without it.
 main() {
+  trap "" PIPE
   exec 9<.
   flock -n 9 || { say "already running"; return; }
   end=complete
