@@ -290,10 +290,22 @@ def test_hang_past_the_deadline(renter):
 
 
 def test_a_training_that_hears_no_signal(renter):
-    """The dead-man timer ends it."""
+    """It is killed, and its last state uploaded."""
+    number = renter.rent("deaf", seconds=8)
+    assert "Training failed (124)" in renter.gone(number, 9)
+    assert renter.file(number, "proofs").exists()
+
+
+def test_a_script_that_hangs(renter):
+    """Whatever it hangs in, the dead-man timer ends it."""
     started = time.time()
-    output = renter.gone(renter.rent("deaf", seconds=6))
-    assert "Training" not in output and 5 < time.time() - started < 12
+    number = renter.rent("hang", seconds=6)
+    renter.says(number, "training, start 1")
+    for process in renter.server.machine_of(number).processes():
+        if not is_timer(process):
+            process.suspend()
+    renter.gone(number, 12)
+    assert time.time() - started > 5
 
 
 @both_shells

@@ -135,7 +135,7 @@ def test_offer_taken(server, ledger):
 
 
 @pytest.mark.parametrize(
-    "answer", [(500, {}), (504, "gateway"), "drop", "cut", (200, "no json"), (200, {"success": True})]
+    "answer", [(500, {}), (504, "gateway"), "drop", "cut", (200, "no json"), (200, []), (200, {"success": True})]
 )
 def test_an_unclear_answer_after_the_instance_was_created(answer, server, ledger):
     server.faults.append(Fault(CREATE, answer, after=True))

@@ -9,8 +9,9 @@ from ups.machine import rank
 
 SECONDS_BETWEEN_LINES = 10.0
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=rank() > 0)  # of several processes one speaks
-screen = Console(highlight=False, soft_wrap=True)  # what was asked for: tables, states, logs
+# Of several processes one speaks. A text in brackets is no markup: overrides have them.
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=rank() > 0)
+screen = Console(highlight=False, markup=False, soft_wrap=True)  # what was asked for: tables, states, logs
 
 
 class Bar:

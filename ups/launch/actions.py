@@ -16,6 +16,7 @@ LOG_LINES = 200
 HOW_TO_SAVE = "If it is stopped, its disk may hold the only copy of its results: `vastai start instance ID` saves them"
 SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
 
+
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rows = {row["id"]: row for row in refreshed(vast, ledger)}
     picture = Table(title="Rented from here", title_justify="left")
@@ -56,7 +57,7 @@ def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rental = chosen(settings, ledger)
     if settings.follow:
         return follow(vast, ledger, rental, settings.poll_seconds)
-    return screen.print(vast.logs(rental.instance_id, LOG_LINES), markup=False)
+    return screen.print(vast.logs(rental.instance_id, LOG_LINES))
 
 
 def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
@@ -66,7 +67,7 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
         while vast.show(rental.instance_id) is not None:
             latest = vast.logs(rental.instance_id, 1000).splitlines()
             for line in latest[overlap(lines, latest) :]:
-                screen.print(line, markup=False)
+                screen.print(line)
             lines = latest or lines
             if time.time() > rental.deadline + SECONDS_OVER:
                 raise UserError(f"past its deadline. {HOW_TO_SAVE}. {still_billed(rental)}")

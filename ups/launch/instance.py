@@ -14,20 +14,22 @@ from pathlib import Path
 
 STARTS = 3  # of a training that is killed; each goes on from its last state
 SECONDS_TO_SAVE = 480  # of the rental are kept to stop and to upload an unfinished state; a tenth of a short one
-SECONDS_TO_STOP = 150  # from the signal to the kill: a step, a validation, and the logger's end
+SECONDS_TO_STOP = 150  # of those, from the signal to the kill: a step, a validation, and the logger's end
 SECONDS_TO_PROVE = 120  # for the first proof; each later one gets as much more
 PROOFS = 6  # where the results need not be kept at any price
 OUT_OF_TIME = 124
 
 
 def main(folder: Path, overrides: list[str]) -> int:
-    unsaved = folder / "unsaved"  # while it is there the deadline stops the machine instead of destroying it
+    # While this file is there the deadline stops the machine instead of destroying it. It holds what train.py came to.
+    unsaved = folder / "unsaved"
     wanted = os.environ.get("UPS_PROVE")
-    code = 0 if unsaved.exists() else train(folder, overrides, float(os.environ["UPS_DEADLINE"]))
+    ended = read(unsaved)
+    code = train(folder, overrides, float(os.environ["UPS_DEADLINE"])) if ended is None else ended
     if not wanted:
         return code
     if wanted == "insist":
-        touch(unsaved)
+        write(unsaved, code)
     pause = 2 * float(os.environ.get("UPS_PAUSE", 4))
     proof = 1
     while not proven(folder, proof * SECONDS_TO_PROVE):
@@ -40,10 +42,15 @@ def main(folder: Path, overrides: list[str]) -> int:
     return code
 
 
-def touch(file: Path) -> None:
-    """On a full disk it cannot be, and nothing else is lost by that."""
+def read(file: Path) -> int | None:
+    text = file.read_text() if file.exists() else ""
+    return int(text) if text else None
+
+
+def write(file: Path, code: int) -> None:
+    """Not at any price: a full disk ends the proof too, not the rest."""
     try:
-        file.touch()
+        file.write_text(str(code))
     except OSError as error:
         say(f"{file}: {error}")
 
@@ -59,14 +66,15 @@ def train(folder: Path, overrides: list[str], deadline: float) -> int:
         if left <= 0:
             say("the deadline is over")
             return OUT_OF_TIME
-        code = run(command, left - min(SECONDS_TO_SAVE, left / 10))
+        reserve = min(SECONDS_TO_SAVE, left / 10)
+        code = run(command, left - reserve, reserve * SECONDS_TO_STOP / SECONDS_TO_SAVE)
         if code in (0, OUT_OF_TIME) or (code < 128 and gpus == "1"):  # torchrun does not tell how its workers died
             break
         say(f"training ended with {code}, start {start} of {STARTS}")
     return code
 
 
-def run(command: list[str], seconds: float) -> int:
+def run(command: list[str], seconds: float, seconds_to_stop: float) -> int:
     """Like a shell: 128 + the signal's number for a process that was killed, OUT_OF_TIME after `seconds`."""
     process = subprocess.Popen(command)
     try:
@@ -75,7 +83,7 @@ def run(command: list[str], seconds: float) -> int:
         say("the deadline is near: the training is stopped, its state saved")
         process.terminate()
         try:
-            process.wait(SECONDS_TO_STOP)
+            process.wait(seconds_to_stop)
         except subprocess.TimeoutExpired:
             process.kill()
         return OUT_OF_TIME

@@ -69,6 +69,8 @@ class Vast:
                 break
             except (requests.RequestException, ValueError) as error:
                 raise Unclear(type(error).__name__) from error
+        if not isinstance(answer, dict):
+            raise Unclear("the answer is no object")
         instance_id = answer.get("new_contract")
         if answer.get("success") is True and isinstance(instance_id, int):
             return instance_id
