@@ -150,7 +150,7 @@ def test_two_commands_at_once_train_once(start, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["stage.batch_size=15"], "stage.batch_size=15: the 2 processes of torchrun need equal parts"),
+        (["stage.batch_size=15"], "stage.batch_size=15: 2 processes need equal parts of a batch"),
         (["-m", "seed=0,1"], "a sweep is no work for torchrun"),
     ],
     ids=["batch", "sweep"],

@@ -144,6 +144,8 @@ def _joined(parts: list[Trajectories]) -> Trajectories:
     layouts = {(part.u.shape[1:], round(part.time_step, 6)) for part in parts}
     if len(layouts) > 1:
         raise UserError(f"dataset.path: the files differ in frames, points or time step: {sorted(map(str, layouts))}")
+    if len(parts) == 1:  # no second copy of one file's data, which is most of a machine's memory
+        return parts[0]
     return Trajectories(
         torch.cat([part.u for part in parts]), torch.cat([part.nu for part in parts]), parts[0].time_step
     )
