@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ups.machine import cores
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "experiment=smoke", "budget.operator=6", "budget.diffusion_residual=6", "budget.consistency_distill=6",
@@ -15,6 +17,11 @@ SMALL = [
 ]  # fmt: skip
 
 torch.set_num_threads(1)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than the cores: many tests wait for a clock."""
+    return cores() + 1
 
 
 @pytest.fixture(scope="session")

@@ -236,8 +236,12 @@ def test_two_gpus_and_no_secret_anywhere(launch, server, tmp_path):
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("step", ["search", "create, before", "create, after", "loading", "destroy"])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [("search", signal.SIGINT), ("create, before", signal.SIGINT), ("create, after", signal.SIGINT),
+     ("loading", signal.SIGINT), ("destroy", signal.SIGINT), ("create, after", signal.SIGTERM),
+     ("loading", signal.SIGTERM), ("create, after", signal.SIGHUP), ("loading", signal.SIGHUP)],
+)  # fmt: skip
 def test_ctrl_c_leaves_nothing_rented(step, number, launch, server):
     requests = {"search": "POST /api/v0/bundles/", "loading": r"GET /api/v0/instances/\d+/", "destroy": DESTROY}
     request = requests.get(step, CREATE)
