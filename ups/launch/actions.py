@@ -19,19 +19,19 @@ SECONDS_OVER = 300  # after the deadline, within which a machine should have end
 
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rows = {row["id"]: row for row in refreshed(vast, ledger)}
-    picture = Table(title="Rented from here", title_justify="left")
+    summary = Table(title="Rented from here", title_justify="left")
     for column in ("instance", "GPU", "state", "hours", "$ so far", "$ at most", "deadline", "commit", "overrides"):
-        picture.add_column(column)
+        summary.add_column(column)
     for rental in ledger.rentals():
         if rental.state == State.NOT_RENTED:
             continue
         seen = rows.get(rental.instance_id, {}).get("actual_status") if rental.is_open else None
-        picture.add_row(
+        summary.add_row(
             str(rental.instance_id or rental.label), rental.gpu, seen or rental.state.value, f"{rental.hours:.2f}",
             f"{rental.cost:.3f}", f"{rental.cost_limit:.2f}", f"{datetime.fromtimestamp(rental.deadline):%m-%d %H:%M}",
             rental.commit[:9], " ".join(rental.overrides),
         )  # fmt: skip
-    screen.print(picture)
+    screen.print(summary)
     known = {rental.instance_id for rental in ledger.rentals()}
     for row in rows.values():
         if row["id"] not in known:

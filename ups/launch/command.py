@@ -154,7 +154,7 @@ def finish_building(process: subprocess.Popen) -> None:
 
 
 def money_left(ledger: Ledger, folder: Path, total: float) -> float:
-    """Dollars that a sweep's earlier jobs, failed tries too, leave of `vast.max_total_cost`; a sweep of one: all."""
+    """Dollars that a sweep's earlier jobs, failed tries too, leave of `vast.max_total_cost`; all of it outside of a sweep."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return total
     mine = [rental for rental in ledger.rentals() if Path(rental.run_folder).parent == folder.parent]
@@ -186,14 +186,14 @@ def announce(rental: Rental, job: Job, hints: bool) -> None:
 
 def print_sweep(outcomes: list[Outcome]) -> None:
     """What all jobs of a sweep came to."""
-    picture = Table(title="Rented by this sweep", title_justify="left")
+    summary = Table(title="Rented by this sweep", title_justify="left")
     for column in ("overrides", "instance", "GPU", "$ at most", "deadline", "error"):
-        picture.add_column(column)
+        summary.add_column(column)
     for outcome in outcomes:
         rental = outcome.rental
         cells = ("", "", "", "") if rental is None else (
             str(rental.instance_id), rental.gpu, f"{rental.cost_limit:.2f}",
             f"{datetime.fromtimestamp(rental.deadline):%m-%d %H:%M}",
         )  # fmt: skip
-        picture.add_row(" ".join(outcome.overrides), *cells, outcome.error)
-    screen.print(picture)
+        summary.add_row(" ".join(outcome.overrides), *cells, outcome.error)
+    screen.print(summary)

@@ -39,7 +39,7 @@ class Rental:
     instance_id: int | None = None
     state: State = State.ASKED
     ended: float | None = None
-    machine_failed: str | None = None  # why the machine is not taken again
+    machine_failed: str | None = None  # why the machine is not taken again for a while
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):

@@ -88,15 +88,15 @@ def no_offer(found: int, settings: DictConfig, money: float, shunned: int) -> Us
 
 
 def table(offers: list[Offer]) -> Table:
-    picture = Table(title="The best offers; the first is taken", title_justify="left")
+    summary = Table(title="The best offers; the first is taken", title_justify="left")
     for column in ("offer", "GPU", "GB", "place", "reliable", "$/h with disk", "hours", "at most $"):
-        picture.add_column(column, justify="left" if column in ("GPU", "place") else "right")
+        summary.add_column(column, justify="left" if column in ("GPU", "place") else "right")
     for offer in offers[:SHOWN]:
-        picture.add_row(
+        summary.add_row(
             str(offer.id), offer.gpu, f"{offer.memory:.0f}", offer.place, f"{offer.reliability:.3f}",
             f"{offer.price:.3f}", f"{offer.hours:.1f}", f"{offer.cost:.2f}",
         )  # fmt: skip
-    return picture
+    return summary
 
 
 def reason(offers: list[Offer], settings: DictConfig) -> str:

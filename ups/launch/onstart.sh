@@ -1,6 +1,6 @@
 #!/bin/sh
 # What a rented machine runs, at every start: clone, install, hand over to ups/launch/instance.py, destroy itself.
-# The launcher writes `set -- OVERRIDES` at its top, drops the comments and sends the rest as it stands. Values come in
+# The launcher writes `set -- OVERRIDES` at its top and leaves out comments and half of the indentation. Values come in
 # the environment: UPS_REPO, UPS_BRANCH, UPS_COMMIT, UPS_DEADLINE (seconds since 1970), UPS_SHUTDOWN (1 or nothing),
 # UPS_ON_FAILURE (destroy | hold) and what instance.py reads. Vast gives CONTAINER_ID and CONTAINER_API_KEY.
 # UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.

@@ -57,7 +57,7 @@ def rent(
             console.print(f"offer {rental.offer_id} was not given: {error}")
         except MachineFailed as error:
             rental.machine_failed = str(error)
-            console.print(f"machine {rental.machine_id} {error}: it is destroyed and not taken again")
+            console.print(f"machine {rental.machine_id} {error}: it is destroyed and not taken again for a week")
             with undisturbed("the machine is being destroyed"):
                 clean_up(vast, ledger, rental)
         except BaseException:
