@@ -154,7 +154,7 @@ def finish_building(process: subprocess.Popen) -> None:
 
 
 def money_left(ledger: Ledger, folder: Path, total: float) -> float:
-    """Dollars that a sweep's earlier jobs, failed tries too, leave of `vast.max_total_cost`; all of it outside of a sweep."""
+    """Dollars that a sweep's earlier jobs and their failed tries leave of `vast.max_total_cost`; else all of it."""
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return total
     mine = [rental for rental in ledger.rentals() if Path(rental.run_folder).parent == folder.parent]
