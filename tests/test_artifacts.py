@@ -10,11 +10,9 @@ import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, SMALL, clean_environment
 from hydra import compose, initialize_config_dir
 
@@ -23,6 +21,7 @@ from ups.paths import CONFIG_FOLDER
 from ups.runs import lookup
 from ups.training.identity import identity_of
 from ups.training.runtime import set_up
+from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
@@ -302,12 +301,12 @@ LONG = ("budget.operator=4000", "stage.evaluations=1000", "callbacks.checkpoint.
 
 def test_an_unfinished_training_comes_home_and_goes_on_elsewhere(server, machine, tmp_path):
     run = machine.train(server, *LONG)
-    wait_for(lambda: server.runs and list(machine.folder.glob("store/*/state.previous.pt")))
+    wait_for(lambda: server.runs and list(machine.folder.glob("store/*/state.previous.safetensors")))
     run.send_signal(signal.SIGTERM)
     assert "Traceback" not in run.communicate(timeout=30)[1] and run.returncode == 143
     name = f"{machine.entry().name}-unfinished"
     assert machine.prove(server) == (0, f"results saved: {name} in tester/ups")
-    assert set(server.artifact(name).entries) == {"identity.json", "weights.safetensors", "state.pt"}
+    assert set(server.artifact(name).entries) == {"identity.json", "state.safetensors"}
     (first,) = server.runs.values()
     assert first.state == "failed" and steps_of(first.rows) == steps_of(machine.rows())
 
@@ -317,8 +316,9 @@ def test_an_unfinished_training_comes_home_and_goes_on_elsewhere(server, machine
     run.send_signal(signal.SIGTERM)
     error = run.communicate(timeout=30)[1]
     assert run.returncode == 143 and f"an unfinished training in tester/ups/{name}:v0" in error
-    before = torch.load(machine.entry() / "state.pt", weights_only=True)["step"]
-    assert 0 < before < steps_of(elsewhere.rows())[0] <= before + 2  # there is a row every second step
+    before = read_state(machine.entry() / "state.safetensors").facts["step"]
+    rows, earlier = steps_of(elsewhere.rows()), [step for step in steps_of(machine.rows()) if step <= before]
+    assert 0 < before < rows[-1] and rows[: len(earlier)] == earlier and rows == sorted(set(rows))
 
 
 def test_a_killed_training_comes_home(server, machine):
@@ -332,9 +332,10 @@ def test_a_killed_training_comes_home(server, machine):
     arrived = sorted(set(steps_of(made.rows)))  # what was sent before the kill is sent again
     assert made.state == "failed" and len(arrived) > 3 and arrived == steps_of(machine.rows())[: len(arrived)]
     name = f"{machine.entry().name}-unfinished"
-    assert server.content(name, "weights.safetensors") == (machine.entry() / "weights.safetensors").read_bytes()
-    state = torch.load(BytesIO(server.content(name, "state.pt")), weights_only=True)
-    assert state["step"] % 4 == 0 and state["step"] + 4 >= steps_of(machine.rows())[-1]
+    state = machine.entry() / "state.safetensors"
+    assert server.content(name, "state.safetensors") == state.read_bytes()
+    step = read_state(state).facts["step"]
+    assert step % 4 == 0 and step + 4 >= steps_of(machine.rows())[-1]
 
 
 def wait_for(holds, seconds: float = 60) -> None:

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import wandb_log
 from conftest import ROOT, SMALL, clean_environment, foreign
+
+from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
@@ -114,8 +115,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, command, tmp_
     assert "the same command goes on from there" in error and "Traceback" not in error
     (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
     assert wandb_log.read(folder).exit_code == 1
-    (state,) = tmp_path.glob("store/operator-*/state.pt")
-    step = torch.load(state, weights_only=True)["step"]
+    (state,) = tmp_path.glob("store/operator-*/state.safetensors")
+    step = read_state(state).facts["step"]
     assert 0 < step < 4000
     assert str(step) in error
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from ups.errors import UserError
 from ups.training.runtime import set_up
+from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
@@ -122,8 +123,8 @@ def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path)
     error = finished(run, code=1)  # torchrun's own
     assert error.count("SIGTERM: stopped operator at step") == 1
     assert not list(tmp_path.glob("outputs/*/*/result.json"))
-    (state,) = tmp_path.glob("store/operator-*/state.pt")
-    step = torch.load(state, weights_only=True)["step"]
+    (state,) = tmp_path.glob("store/operator-*/state.safetensors")
+    step = read_state(state).facts["step"]
     assert 0 < step < 100 and f"at step {step} of" in error
 
     shutil.rmtree(tmp_path / "outputs")
@@ -172,7 +173,8 @@ def test_the_end_of_one_process_is_the_end_of_all(number, saved, report, start, 
     started = time.monotonic()
     error = finished(run, code=1)
     assert time.monotonic() - started < 10 and f"exitcode  : {report}" in error
-    assert error.count("SIGTERM: stopped operator at step") == len(list(tmp_path.glob("store/*/state.pt"))) == saved
+    states = list(tmp_path.glob("store/*/state.safetensors"))
+    assert error.count("SIGTERM: stopped operator at step") == len(states) == saved
 
 
 def test_each_process_has_its_own_gpu(monkeypatch):

@@ -2,6 +2,11 @@
 
 import itertools
 import json
+import os
+import re
+import signal
+import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,6 +19,7 @@ from ups.data.generator import Burgers
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
 from ups.models.dilresnet import DilatedResNet
+from ups.runs.replay import batch_of
 from ups.stages.consistency_distill import ConsistencyDistill
 from ups.stages.diffusion_residual import DiffusionResidual, heun_step
 from ups.stages.operator import Operator
@@ -22,6 +28,7 @@ from ups.training.identity import from_content
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings, learning_rate
 from ups.training.runtime import set_up
+from ups.training.state import Damaged, State, read_state, write_state
 from ups.training.store import Entry
 
 RUNTIME = set_up("cpu", 1)
@@ -67,9 +74,6 @@ class StopAt(Callback):
         self.step = step
 
     def on_step(self, training):
-        import os
-        import signal
-
         if training.step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -94,13 +98,83 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(name, data, 
         assert torch.equal(tensor, other)
 
 
-def test_a_torn_state_is_set_aside_for_the_one_before(data, tmp_path, capsys):
-    run = training(operator(), data, tmp_path)
+DAMAGE = {
+    "truncated": (lambda content: content[: len(content) // 2], "InvalidHeader|Invalid|incomplete|Incomplete"),
+    "a flipped byte of a tensor": (lambda content: flipped(content, -5), "checksum"),
+    "a flipped byte of the header": (lambda content: flipped(content, 300), "checksum|header|Header"),
+    "empty": (lambda content: b"", "Header|header|empty"),
+    "another version": (lambda content: content.replace(b'"version":"1"', b'"version":"7"'), "version is 7"),
+    "of another stage": (lambda content: content, "another stage"),
+}
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    content = bytearray(content)
+    content[position] ^= 0x10
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_state_is_set_aside_for_the_one_before(kind, data, tmp_path, capsys):
+    damage, reason = DAMAGE[kind]
+    run = training(operator(), data, tmp_path, steps=20 if kind != "of another stage" else 25)
     train(run, [Checkpoint(every=5)], RUNTIME)
-    state = run.entry.path / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    assert run.entry.load_state()["step"] == 15
-    assert "set aside" in capsys.readouterr().err and (run.entry.path / "state.damaged").exists()
+    state, previous = (run.entry.path / name for name in ("state.safetensors", "state.previous.safetensors"))
+    if kind == "of another stage":
+        other = training(operator(), data, tmp_path, steps=20)
+        train(other, [Checkpoint(every=5)], RUNTIME)
+        state.write_bytes((other.entry.path / "state.safetensors").read_bytes())
+    else:
+        state.write_bytes(damage(state.read_bytes()))
+    before = read_state(previous)
+    assert run.entry.load_state().facts == before.facts
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"warning: .*state.safetensors is damaged \(.*({reason}).*\): set aside", line), line
+    assert (run.entry.path / "state.safetensors.damaged").exists() and not state.exists()
+
+    previous.write_bytes(previous.read_bytes()[:-1])
+    assert run.entry.load_state() is None
+    assert "no sound state is left" in capsys.readouterr().err
+
+
+def test_every_byte_of_a_state_is_under_its_checksum(tmp_path):
+    file = tmp_path / "state.safetensors"
+    write_state(file, State({"step": 3, "rows": [{"a": 0.5}]}, {"network": {"weight": torch.arange(6.0)}}))
+    content = file.read_bytes()
+    for position in range(len(content)):
+        file.write_bytes(flipped(content, position))
+        with pytest.raises(Damaged):
+            read_state(file)
+        file.write_bytes(content[:position])
+        with pytest.raises(Damaged):
+            read_state(file)
+
+
+def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(data, tmp_path):
+    whole = training(operator(), data, tmp_path / "whole")
+    train(whole, [Checkpoint(every=5)], RUNTIME)
+
+    first = training(operator(), data, tmp_path / "parts")
+    evaluate = first.stage.evaluate
+
+    def slow(window):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(600):
+            time.sleep(0.1)
+        return evaluate(window)
+
+    first.stage.evaluate = slow
+    started = time.monotonic()
+    with pytest.raises(Interrupted, match="at step 10 of 20"):
+        train(first, [Checkpoint(every=5)], RUNTIME)
+    assert time.monotonic() - started < 5
+
+    second = training(operator(), data, tmp_path / "parts")
+    second.load_state(second.entry.load_state())
+    assert second.step == 10 and second.needs_evaluation and not second.best
+    train(second, [Checkpoint(every=5)], RUNTIME)
+    assert second.best == whole.best
+    assert all(torch.equal(tensor, whole.best_weights[name]) for name, tensor in second.best_weights.items())
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -130,13 +204,48 @@ def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(data, tmp_
     assert all(torch.equal(value, weights[1][key]) for key, value in run.stage.network.state_dict().items())
 
 
+def fails_at(stage, steps, data):
+    """The stage's loss is not a number at these steps, whatever the weights."""
+    original = stage.loss
+    of_those = [batch_at(data.train, 4, stage.frames_per_sample - 1, 0, step).u for step in steps]
+
+    def loss(batch):
+        value, terms = original(batch)
+        return (value * float("nan") if any(torch.equal(batch.u, u) for u in of_those) else value), terms
+
+    stage.loss = loss
+
+
 def test_a_nonfinite_loss_stops_before_the_optimizer(data, tmp_path):
     run = training(operator(), data, tmp_path)
-    before = {key: value.clone() for key, value in run.stage.network.state_dict().items()}
-    run.stage.loss = lambda batch: (sum(p.sum() for p in run.stage.network.parameters()) * float("nan"), {})
-    with pytest.raises(UserError, match="step 0"):
-        train(run, [], RUNTIME)
-    assert all(torch.equal(value, before[key]) for key, value in run.stage.network.state_dict().items())
+    fails_at(run.stage, [7], data)
+    with pytest.raises(UserError) as error:
+        train(run, [Checkpoint(every=5)], RUNTIME)
+    batch = batch_at(data.train, 4, 1, 0, 7)
+    expected = f"loss nan, gradient nan at step 7, trajectories {','.join(map(str, batch.sample.tolist()))}; no weight"
+    assert expected in str(error.value) and "the last checkpoint is of step 5" in str(error.value)
+    kept = read_state(run.entry.path / "nonfinite-7.safetensors")
+    assert kept.facts["step"] == 7 and torch.equal(kept.tensors["batch"]["u"], batch.u)
+    assert all(torch.isfinite(tensor).all() for tensor in kept.tensors["network"].values())
+    again = batch_of(kept)
+    assert torch.equal(again.normal(again.u), batch.normal(batch.u))
+    weights = run.stage.network.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept.tensors["network"].items())
+
+
+def test_nonfinite_steps_are_skipped_counted_and_limited(data, tmp_path, capsys):
+    skipping = replace(RUNTIME, on_nonfinite="skip", max_skipped=2)
+    run = training(operator(), data, tmp_path / "two")
+    fails_at(run.stage, [3, 8], data)
+    train(run, [], skipping)
+    assert run.skipped == 2 and run.step == 20 and run.best["rollout_nrmse"] > 0
+    assert all(torch.isfinite(tensor).all() for tensor in run.stage.network.state_dict().values())
+    assert capsys.readouterr().err.count("warning: any: loss nan") == 2
+
+    run = training(operator(), data, tmp_path / "three")
+    fails_at(run.stage, [3, 8, 9], data)
+    with pytest.raises(UserError, match=r"at step 9, .* runtime\.max_skipped=2 were skipped"):
+        train(run, [], skipping)
 
 
 def test_an_exact_prediction_has_a_finite_gradient():
@@ -244,13 +353,19 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
     content = {"stage": {"name": "operator", "requires": None, "steps": 5}, "seed": 0}
     entry = Entry(tmp_path, from_content(content))
     assert entry.why_new() == f"no operator in {tmp_path}"
-    entry.save_best(torch.nn.Linear(2, 2))
-    entry.finish({"score": 1})
+    weights = torch.nn.Linear(2, 2).state_dict()
+    entry.finish(weights, [{"a": 0.1}, {"a": 0.2, "b": float("inf")}], {"score": 1})
     changed = Entry(tmp_path, from_content(content | {"seed": 3}))
     assert changed.why_new() == "seed: 0 -> 3"
     assert json.loads((entry.path / "identity.json").read_text()) == content
+    assert entry.rows() == [{"a": 0.1}, {"a": 0.2, "b": float("inf")}]
+    entry.load_weights(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="does not fit"):
-        entry.load_best(torch.nn.Linear(3, 3))
+        entry.load_weights(torch.nn.Linear(3, 3))
+    file = entry.path / "weights.safetensors"
+    file.write_bytes(flipped(file.read_bytes(), -3))
+    with pytest.raises(UserError, match="is damaged, its checksum does not fit: remove"):
+        entry.load_weights(torch.nn.Linear(2, 2))
 
 
 def test_a_first_validation_that_diverged_can_be_beaten(data, tmp_path):

@@ -20,7 +20,7 @@ from ups.config import one_line
 from ups.errors import Interrupted, UserError
 from ups.machine import processes, rank
 from ups.paths import CONFIG_FOLDER
-from ups.signals import stopping
+from ups.signals import interruption, stopping
 
 
 def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None) -> None:
@@ -91,8 +91,7 @@ def _leave_it_to_the_first() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
-    raise Interrupted(number, f"{name}: stopped; what was saved is kept, and the same command goes on from it")
+    raise interruption(number, "stopped; what was saved is kept, and the same command goes on from it")
 
 
 def _fail(message: str) -> None:

@@ -1,5 +1,6 @@
 """Files that several processes may want at once: written whole or not at all, and made by one of them."""
 
+import csv
 import json
 import os
 from collections.abc import Callable
@@ -24,6 +25,22 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, content: dict | list) -> None:
     write(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    def save(partial: Path) -> None:
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write(path, save)
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """A row has the columns in which it is not empty."""
+    with open(path, newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 def locked(path: Path):

@@ -1,20 +1,53 @@
-"""Signals that ask a program to stop: at once, at a step's end, or after a clean-up. A closed terminal asks too."""
+"""Signals that ask a program to stop: at once, at a step's end, or after a clean-up. A closed terminal asks too, and
+so does the timer that `stop_after` sets."""
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from ups.console import console
 from ups.errors import Interrupted
+
+T = TypeVar("T")
 
 
 def stopping() -> list[signal.Signals]:
     """Those that ask this process to stop; under nohup a closed terminal does not."""
     return [
-        number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
         if signal.getsignal(number) is not signal.SIG_IGN
     ]  # fmt: skip
+
+
+def stop_after(hours: float | None) -> None:
+    """Let a timer ask, by a clock that cannot be set. It is one for the process: the first call counts."""
+    if hours is not None and signal.getitimer(signal.ITIMER_REAL)[0] == 0:
+        signal.setitimer(signal.ITIMER_REAL, hours * 3600)
+
+
+def interruption(number: int, what: str) -> Interrupted:
+    """What to raise for a signal; `what` was stopped by it. The timer ends a program as SIGTERM does."""
+    if number == signal.SIGALRM:
+        return Interrupted(signal.SIGTERM, f"runtime.max_hours: {what}")
+    return Interrupted(number, f"{signal.Signals(number).name}: {what}")
+
+
+def end_at_once_from_now_on() -> None:
+    """After a first signal: another one ends the process where it is. What is saved is saved."""
+    for number in stopping():
+        signal.signal(number, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"{signal.Signals(number).name} again: ended at once\n".encode())
+    os._exit(128 + number)
+
+
+class Abandoned(BaseException):
+    """Not an `Exception`: nothing on its way may take it for an error of its own."""
 
 
 class StopSignal:
@@ -24,6 +57,7 @@ class StopSignal:
     """
 
     received: int | None = None
+    _abandons = False
 
     def __enter__(self) -> "StopSignal":
         self._before = {number: signal.signal(number, self._handle) for number in stopping()}
@@ -33,10 +67,23 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def unless_received(self, work: Callable[[], T]) -> T | None:
+        """Work that a signal cuts short, for what takes longer than a step; None if it did."""
+        try:
+            try:
+                self._abandons = True
+                return None if self.received else work()
+            finally:
+                self._abandons = False
+        except Abandoned:
+            return None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            raise SystemExit(128 + number)
+            _end_at_once(number, frame)
         self.received = number
+        if self._abandons:
+            raise Abandoned
 
 
 @contextmanager
@@ -56,4 +103,4 @@ def undisturbed(doing: str) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
-        raise Interrupted(received[0], f"{signal.Signals(received[0]).name}: stopped")
+        raise interruption(received[0], "stopped")

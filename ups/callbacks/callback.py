@@ -2,8 +2,11 @@
 
 
 class Callback:
+    def on_found(self, entry) -> None:
+        """Of a stage (ups/training/store.py) that was trained before; none of the other hooks is called for it."""
+
     def on_start(self, training) -> None:
-        """Before the first step of this start."""
+        """Before the first step of this start; a resumed training has its `rows` already."""
 
     def on_step(self, training) -> None:
         """After each step of the optimizer; `training.values` are the step's."""

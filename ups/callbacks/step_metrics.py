@@ -18,12 +18,11 @@ class StepMetrics(Callback):
         self.loggers = list(loggers)
         self.every = every
 
+    def on_found(self, entry) -> None:
+        self._replay(entry.identity.stage, entry.rows())
+
     def on_start(self, training) -> None:
-        name = training.settings.name
-        for logger in self.loggers:
-            logger.define_metric(f"training/{name}/step")
-            for glob in (f"training/{name}/*", f"evaluation/{name}/*"):
-                logger.define_metric(glob, step_metric=f"training/{name}/step")
+        self._replay(training.settings.name, training.rows)
         self._start_lap(training)
 
     def on_step(self, training) -> None:
@@ -37,12 +36,22 @@ class StepMetrics(Callback):
     def on_evaluate(self, training, scores: dict[str, float]) -> None:
         self._log(training, {f"evaluation/{training.settings.name}/{key}": value for key, value in scores.items()})
 
+    def _replay(self, name: str, rows: list[dict[str, float]]) -> None:
+        for logger in self.loggers:
+            logger.define_metric(f"training/{name}/step")
+            for glob in (f"training/{name}/*", f"evaluation/{name}/*"):
+                logger.define_metric(glob, step_metric=f"training/{name}/step")
+            for row in rows:
+                logger.log(row)
+
     def _log(self, training, scores: dict[str, float]) -> None:
         prefix = f"training/{training.settings.name}"
         row = {f"{prefix}/{key}": float(value) for key, value in training.values.items()}
         steps, seconds = training.step - self.lap_step, training.seconds - self.lap_seconds
-        row[f"{prefix}/samples_per_second"] = steps * training.settings.batch_size / max(seconds, 1e-9)
+        if steps:  # none between a resume and a validation that it begins with
+            row[f"{prefix}/samples_per_second"] = steps * training.settings.batch_size / max(seconds, 1e-9)
         row |= scores | {f"{prefix}/step": training.step}
+        training.rows.append(row)
         for logger in self.loggers:
             logger.log(row)
         self._start_lap(training)

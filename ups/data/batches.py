@@ -17,6 +17,8 @@ from ups.data.trajectories import Trajectories
 class Batch:
     """u: (B, K+1, N) consecutive frames; nu: (B,); generator: of all the randomness of this step's loss.
 
+    sample, frame: (B,), which trajectories of the training data, from which of their frames on.
+
     A part of a step's batch is those of its `size` samples that begin at `first`. Noise is drawn for the whole batch,
     so that the mean of the parts' losses is the loss of the whole.
     """
@@ -25,6 +27,8 @@ class Batch:
     nu: Tensor
     time_step: float
     generator: torch.Generator
+    sample: Tensor
+    frame: Tensor
     size: int
     first: int = 0
     mean_of_parts: Callable[[Tensor], Tensor] | None = None
@@ -48,7 +52,8 @@ class Batch:
         length = self.size // count
         first = index * length
         rows = slice(first, first + length)
-        return replace(self, u=self.u[rows], nu=self.nu[rows], first=first, mean_of_parts=mean_of_parts)
+        own = {name: getattr(self, name)[rows] for name in ("u", "nu", "sample", "frame")}
+        return replace(self, **own, first=first, mean_of_parts=mean_of_parts)
 
     def _own(self, drawn: Tensor) -> Tensor:
         return drawn[self.first : self.first + len(self.u)]
@@ -69,4 +74,5 @@ def batch_at(data: Trajectories, size: int, steps: int, seed: int, step: int) ->
     frames = frame[:, None] + torch.arange(steps + 1, device=device)
     u = data.u[sample[:, None], frames]
     reflected = draw(2).bool()[:, None, None]
-    return Batch(torch.where(reflected, -u.flip(-1), u), data.nu[sample], data.time_step, generator, size)
+    u = torch.where(reflected, -u.flip(-1), u)
+    return Batch(u, data.nu[sample], data.time_step, generator, sample, frame, size)

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ups.files import write
+from ups.files import read_csv, write_csv
 from ups.loggers.logger import Logger
 
 
@@ -40,14 +40,7 @@ class CSVLogger(Logger):
         rows = []
         if self.file:
             self.file.close()
-            with open(self.path, newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = read_csv(self.path)
         self.columns += new
-        write(self.path, lambda partial: self._write_all(partial, rows))
+        write_csv(self.path, self.columns, rows)
         self.file = open(self.path, "a", newline="")  # noqa: SIM115 (closed by `finish`)
-
-    def _write_all(self, path: Path, rows: list[dict]) -> None:
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
@@ -18,13 +17,14 @@ from ups.paths import ROOT
 from ups.training.identity import Identity
 from ups.training.obtain import check_foreign
 from ups.training.runtime import Runtime
+from ups.training.state import Damaged
 from ups.training.store import TRAINED, UNFINISHED, Entry, unfinished
 from ups.wandb.account import why_not_kept
 
 ANSWER_SECONDS = 10.0
 BYTES_PER_SECOND = 1e6  # a slower download is given up
 UNUSABLE = (  # what a file of somebody else's may raise while it is read
-    UserError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, UnpicklingError,
+    UserError, Damaged, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
 
 

@@ -14,12 +14,14 @@ from ups.callbacks.callback import Callback
 from ups.config import build, check, plain
 from ups.console import console
 from ups.data.trajectories import Splits
+from ups.errors import Interrupted
 from ups.files import write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.machine import rank
 from ups.paths import ROOT
 from ups.runs.lookup import fetch_missing
+from ups.signals import end_at_once_from_now_on
 from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
 from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
@@ -36,6 +38,9 @@ def run_training(cfg: DictConfig) -> float:
         with process_group():
             result = train_chain(cfg, folder, loggers, started)
         exit_code = 0
+    except Interrupted:
+        end_at_once_from_now_on()
+        raise
     finally:
         for logger in loggers:
             logger.finish(exit_code)

@@ -1,24 +1,26 @@
 """The one training loop. It knows no stage by name, no logger and no file: callbacks watch, the stage computes."""
 
 import math
-import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ups.callbacks.callback import Callback
 from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
-from ups.errors import Interrupted, UserError
+from ups.errors import UserError
 from ups.machine import processes
-from ups.signals import StopSignal
+from ups.signals import StopSignal, interruption
 from ups.stages.stage import Stage
 from ups.training.distributed import agreed, average, by_first, own_part
-from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate
+from ups.training.nonfinite import refuse_or_skip
+from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate, load_moments, moments
 from ups.training.runtime import Runtime
+from ups.training.state import State
 from ups.training.store import Entry
 
 
@@ -47,37 +49,59 @@ class Training:
     data: Splits
     entry: Entry
     step: int = 0
+    evaluated: int = 0  # the step of the last validation
+    skipped: int = 0  # steps that were not finite
     best: dict[str, float] = field(default_factory=dict)  # the scores of the best weights, with their step
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)  # of the last step: loss, lr, grad_norm and the loss's terms
+    rows: list[dict[str, float]] = field(default_factory=list)  # the points of the charts so far
     seconds: float = 0.0  # in steps, over all starts
 
     def __post_init__(self):
         self.optimizer = adamw(self.stage.network, self.settings.optimizer)
         self.average = Average(self.stage.network, self.settings.optimizer.average)
 
-    def state(self) -> dict:
-        return {
+    @property
+    def needs_evaluation(self) -> bool:
+        return self.step > self.evaluated and self.settings.evaluates_at(self.step)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.step == self.settings.steps and not self.needs_evaluation
+
+    def state(self) -> State:
+        facts = {
+            "digest": self.entry.identity.digest,
             "step": self.step,
-            "network": self.stage.network.state_dict(),
-            "average": self.average.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "evaluated": self.evaluated,
+            "skipped": self.skipped,
             "best": self.best,
+            "values": {name: float(value) for name, value in self.values.items()},
+            "rows": self.rows,
             "seconds": self.seconds,
             "threads": torch.get_num_threads(),  # another number sums in another order,
             "processes": processes(),  # and so do more or fewer processes
         }
+        return State(facts, {
+            "network": self.stage.network.state_dict(),
+            "average": self.average.network.state_dict(),
+            "best": self.best_weights,
+            "optimizer": moments(self.optimizer),
+        })  # fmt: skip
 
-    def load_state(self, state: dict) -> None:
-        self.stage.network.load_state_dict(state["network"])
-        self.average.network.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+    def load_state(self, state: State) -> None:
+        tensors = {"best": {}, "optimizer": {}} | state.tensors  # a group without tensors leaves no trace
+        self.stage.network.load_state_dict(tensors["network"])
+        self.average.network.load_state_dict(tensors["average"])
+        load_moments(self.optimizer, tensors["optimizer"])
+        self.best_weights = tensors["best"]
+        for name in ("step", "evaluated", "skipped", "best", "values", "rows", "seconds"):
+            setattr(self, name, state.facts[name])
 
 
 def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -> None:
-    """From the training's step to its last; the entry then holds the weights that validated best."""
+    """From the training's step to its last; the network then has the weights that validated best."""
     settings, stage, data = training.settings, training.stage, training.data
-    validation = data.validation
     callbacks = list(callbacks)
 
     def call(hook: str, *arguments) -> None:
@@ -87,24 +111,28 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
     try:
         call("on_start")
         with StopSignal() as stop:
-            while training.step < settings.steps:
-                started = time.perf_counter()
-                training_step(training, runtime)
-                training.seconds += time.perf_counter() - started
-                call("on_step")
+            while not training.is_complete:
+                if not training.needs_evaluation:  # as it does after a stop in the middle of one
+                    started = time.perf_counter()
+                    training_step(training, runtime)
+                    training.seconds += time.perf_counter() - started
+                    call("on_step")
 
-                if settings.evaluates_at(training.step):
+                if training.needs_evaluation:
+                    evaluate = lambda: stop.unless_received(lambda: stage.evaluate(data.validation))
                     with training.average.used_by(stage):
-                        scores = by_first(lambda: stage.evaluate(validation))
-                    keep_if_best(training, scores)
-                    call("on_evaluate", scores)
+                        scores = by_first(evaluate)
+                    if scores is not None:
+                        training.evaluated = training.step
+                        keep_if_best(training, scores)
+                        call("on_evaluate", scores)
                 stopped_by = agreed(stop.received)
                 call("on_checkpoint", stopped_by is not None)
                 if stopped_by is not None:
-                    raise Interrupted(
+                    raise interruption(
                         stopped_by,
-                        f"{signal.Signals(stopped_by).name}: stopped {settings.name} at step {training.step} of "
-                        f"{settings.steps}, saved in {training.entry.path}; the same command goes on from there",
+                        f"stopped {settings.name} at step {training.step} of {settings.steps}, saved in "
+                        f"{training.entry.path}; the same command goes on from there",
                     )
         load_best(training)
         call("on_end")
@@ -119,9 +147,10 @@ def training_step(training: Training, runtime: Runtime) -> None:
     Of several processes each computes its part of the batch, and all take the step of the whole.
     """
     settings, stage, network = training.settings, training.stage, training.stage.network
-    batch = own_part(batch_at(
+    whole = lambda: batch_at(
         training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, training.step
-    ))  # fmt: skip
+    )
+    batch = own_part(whole())
     lr = learning_rate(settings.optimizer, training.step, settings.steps)
     for group in training.optimizer.param_groups:
         group["lr"] = lr
@@ -134,13 +163,11 @@ def training_step(training: Training, runtime: Runtime) -> None:
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     average([*(parameter.grad for parameter in parameters), loss, *terms.values()])
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.clip)
-    if not math.isfinite(float(grad_norm) + float(loss)):
-        raise UserError(
-            f"{settings.name}: loss {float(loss):g}, gradient {float(grad_norm):g} at step {training.step}; no weight "
-            "was changed by it. Lower stage.optimizer.lr, then start again"
-        )
-    training.optimizer.step()
-    training.average.update(network, training.step)
+    if math.isfinite(float(grad_norm) + float(loss)):
+        training.optimizer.step()
+        training.average.update(network, training.step)
+    else:
+        refuse_or_skip(training, whole(), loss, grad_norm, runtime)
     training.step += 1
     training.values = {"loss": loss, "lr": lr, "grad_norm": grad_norm} | terms
 
@@ -149,7 +176,10 @@ def keep_if_best(training: Training, scores: dict[str, float]) -> None:
     """By the validation's rollout error, never by the training loss. A rollout that diverged is never the best."""
     if scores["rollout_nrmse"] < training.best.get("rollout_nrmse", math.inf):
         training.best = scores | {"step": training.step}
-        by_first(lambda: training.entry.save_best(training.average.network))
+        training.best_weights = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in training.average.network.state_dict().items()
+        }  # fmt: skip
 
 
 def load_best(training: Training) -> None:
@@ -158,4 +188,4 @@ def load_best(training: Training) -> None:
             f"{training.settings.name}: every validation rollout diverged; raise stage.steps, or set "
             "stage.input_noise=[1e-4,1e-2]"
         )
-    training.entry.load_best(training.stage.network)
+    training.stage.network.load_state_dict(training.best_weights)

@@ -24,7 +24,8 @@ from ups.training.identity import Identity
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
 from ups.training.runtime import Runtime, choose_threads
-from ups.training.store import IDENTITY, RESULT, STATE, Entry, read_state
+from ups.training.state import read_state
+from ups.training.store import IDENTITY, RESULT, STATE, Entry
 
 LOOP_KEYS = ("name", "steps", "batch_size", "evaluations", "optimizer")  # of a stage's node; the rest is the stage's
 
@@ -101,7 +102,12 @@ def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Run
         required = obtained.stage if obtained else None
         entry = planned.entry
         with claimed(entry) as ours:
-            planned.action = train_stage(entry, required, data_of(), callbacks, runtime) if ours else "found"
+            if ours:
+                planned.action = train_stage(entry, required, data_of(), callbacks, runtime)
+            else:
+                planned.action = "found"
+                for callback in callbacks:
+                    callback.on_found(entry)
         obtained = load(entry, required, runtime)
     return obtained
 
@@ -123,7 +129,7 @@ def claimed(entry: Entry) -> Iterator[bool]:
 def load(entry: Entry, required: Stage | None, runtime: Runtime) -> Obtained:
     """A trained stage with its best weights, frozen."""
     stage = build_stage(entry.identity, required, runtime)
-    entry.load_best(stage.network)
+    entry.load_weights(stage.network)
     stage.network.requires_grad_(False).eval()
     return Obtained(entry, stage, entry.result())
 
@@ -165,11 +171,13 @@ def check_foreign(entry: Entry, runtime: Runtime) -> None:
         test = result["metrics"]["test"]
         if not all(isinstance(score, float) for score in (result["score"], test["rollout_nrmse"])):
             raise ValueError(f"its {RESULT} has no scores")
-        return entry.load_best(network)
+        entry.rows()
+        return entry.load_weights(network)
     state = read_state(entry.path / STATE)
-    network.load_state_dict(state["network"])
-    network.load_state_dict(state["average"])
-    return entry.load_best(network) if state["best"] else None
+    if state.facts["digest"] != entry.identity.digest:
+        raise ValueError(f"its {STATE} is of another stage")
+    network.load_state_dict(state.tensors["network"])
+    return network.load_state_dict(state.tensors["average"])
 
 
 def build_chain(identity: Identity, runtime: Runtime) -> Stage:
@@ -193,22 +201,23 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
         state = entry.load_state()
     if state:
         training.load_state(state)
-    if state and state["processes"] == processes():
+    if state and state.facts["processes"] == processes():
         if runtime.threads is None:
-            torch.set_num_threads(state["threads"])
+            torch.set_num_threads(state.facts["threads"])
     else:
         choose_threads(runtime, lambda: trial_step(training))
     if runtime.compile:
         for network in stage.network.children():
             network.compile()
 
-    started = time.time()
+    started = time.monotonic()
     train(training, callbacks, runtime)
-    by_first(lambda: entry.finish({
+    by_first(lambda: entry.finish(training.best_weights, training.rows, {
         "score": training.best["rollout_nrmse"],
         "metrics": {"validation": training.best, "test": stage.evaluate(data.test)},
         "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
-        "seconds": {"training": round(training.seconds, 1), "this_start": round(time.time() - started, 1)},
+        "skipped": training.skipped,
+        "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},
     }))  # fmt: skip
     for callback in callbacks:
         callback.on_trained(training)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,20 @@ def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         trained, settings.lr, tuple(settings.betas), weight_decay=settings.weight_decay, foreach=True
     )
+
+
+def moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """All that it remembers; its settings come from the config, the learning rate with each step."""
+    remembered = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": tensor for index, named in remembered.items() for name, tensor in named.items()}
+
+
+def load_moments(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
+    remembered: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        remembered.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": remembered, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

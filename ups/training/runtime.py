@@ -9,6 +9,7 @@ import torch
 
 from ups.errors import UserError
 from ups.machine import cores, local_processes, local_rank, processes
+from ups.signals import stop_after
 from ups.training.distributed import by_first
 
 
@@ -20,6 +21,8 @@ class Runtime:
     precision: str
     compile: bool
     threads: int | None  # None: to be chosen by timing
+    on_nonfinite: str
+    max_skipped: int
 
     def autocast(self) -> AbstractContextManager:
         if self.precision == "float32":
@@ -27,7 +30,11 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def set_up(device: str, threads: int | str, precision: str = "float32", compile: bool = False) -> Runtime:
+def set_up(
+    device: str, threads: int | str, precision: str = "float32", compile: bool = False, on_nonfinite: str = "stop",
+    max_skipped: int = 0, max_hours: float | None = None,
+) -> Runtime:  # fmt: skip
+    stop_after(max_hours)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
@@ -39,7 +46,8 @@ def set_up(device: str, threads: int | str, precision: str = "float32", compile:
         torch.backends.cudnn.allow_tf32 = False  # 10 bits of a flux are too few: it is differenced
     if threads != "auto":
         torch.set_num_threads(threads)
-    return Runtime(torch.device(device), precision, compile, None if threads == "auto" else threads)
+    threads = None if threads == "auto" else threads
+    return Runtime(torch.device(device), precision, compile, threads, on_nonfinite, max_skipped)
 
 
 def own_gpu(device: str, count: int) -> str:

@@ -2,30 +2,33 @@
 
     identity.json          what was hashed
     weights.safetensors    the best averaged weights
-    result.json            the scores; written last, so a folder that has it is complete
-    state.pt, state.previous.pt   what an unfinished training resumes from
+    metrics.csv            every point of the training, over all its starts
+    result.json            the scores, and the weights' SHA-256; written last, so a folder that has it is complete
+    state.safetensors, state.previous.safetensors   what an unfinished training resumes from
 
 Everything is written to a temporary name, synced and renamed.
 """
 
+import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ups.console import console
 from ups.errors import UserError
-from ups.files import locked, write, write_json
+from ups.files import locked, read_csv, write, write_csv, write_json
 from ups.training.identity import Identity, differences
+from ups.training.state import Damaged, State, read_state, write_state
 
-IDENTITY, WEIGHTS, RESULT, STATE = "identity.json", "weights.safetensors", "result.json", "state.pt"
-TRAINED = (IDENTITY, WEIGHTS, RESULT)
-UNFINISHED = (IDENTITY, WEIGHTS, STATE)  # the weights from the first validation on
+IDENTITY, WEIGHTS, METRICS, RESULT = "identity.json", "weights.safetensors", "metrics.csv", "result.json"
+STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
+TRAINED = (IDENTITY, WEIGHTS, METRICS, RESULT)
+UNFINISHED = (IDENTITY, STATE)
 
 
 class Entry:
@@ -52,8 +55,7 @@ class Entry:
         """What it takes to use it, or to go on with it, elsewhere: the names there, the files here."""
         if self.is_trained:
             return {name: self.path / name for name in TRAINED}
-        files = {IDENTITY: self.path / IDENTITY, STATE: self._states()[0]}
-        return files | ({WEIGHTS: self.path / WEIGHTS} if (self.path / WEIGHTS).exists() else {})
+        return {IDENTITY: self.path / IDENTITY, STATE: self._states()[0]}
 
     def adopt(self, other: "Entry") -> None:
         """Take the files of an entry of another store on this disk; the result comes last, as in a training."""
@@ -61,7 +63,7 @@ class Entry:
             if self.is_trained or (self.is_started and not other.is_trained):
                 return  # by a run that was faster
             self.path.mkdir(exist_ok=True)
-            for name in (IDENTITY, WEIGHTS, STATE, RESULT):
+            for name in (IDENTITY, WEIGHTS, METRICS, STATE, RESULT):
                 if (other.path / name).exists():
                     os.replace(other.path / name, self.path / name)
             if self.is_trained:
@@ -70,42 +72,66 @@ class Entry:
     def result(self) -> dict:
         return json.loads((self.path / RESULT).read_text())
 
-    def save_state(self, state: dict) -> None:
-        """Keeps the state before, for the case that this one turns out torn."""
-        self._begin()
-        current, previous = self.path / STATE, self.path / "state.previous.pt"
-        if current.exists():
-            os.replace(current, previous)
-        write(current, lambda file: torch.save(state, file))
+    def rows(self) -> list[dict[str, float]]:
+        """The points of its training."""
+        return read_csv(self.path / METRICS)
 
-    def load_state(self) -> dict | None:
-        """The newest readable state; one that is not is set aside, with a line that says so."""
-        for file in self._states():
+    def save_state(self, state: State) -> None:
+        """Keeps the state before, for the case that this one turns out torn."""
+        self.begin()
+        current = self.path / STATE
+        if current.exists():
+            os.replace(current, self.path / PREVIOUS)
+        write_state(current, state)
+
+    def load_state(self) -> State | None:
+        """The newest sound state; one that is damaged is set aside, with a line that says so."""
+        files = self._states()
+        for file in files:
             try:
-                return read_state(file)
-            except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-                aside = file.with_suffix(".damaged")
+                state = read_state(file)
+                if state.facts.get("digest") != self.identity.digest:
+                    raise Damaged("it is of another stage")
+                return state
+            except Damaged as error:
+                aside = file.with_name(f"{file.name}.damaged")
                 os.replace(file, aside)
-                console.print(f"warning: {file} cannot be read ({type(error).__name__}); set aside as {aside.name}")
+                console.print(f"warning: {file} is damaged ({error}): set aside as {aside.name}")
+        if files:
+            console.print(f"warning: no sound state is left in {self.path}: the training starts from step 0")
         return None
 
-    def save_best(self, network: nn.Module) -> None:
-        self._begin()
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        write(self.path / WEIGHTS, lambda file: save_file(tensors, file))
+    def saved_step(self) -> int | None:
+        """Of the state that a new start would go on from."""
+        for file in self._states():
+            with suppress(Damaged):
+                return read_state(file).facts["step"]
+        return None
 
-    def load_best(self, network: nn.Module) -> None:
+    def finish(self, weights: dict[str, Tensor], rows: list[dict[str, float]], result: dict) -> None:
+        self.begin()
+        file = self.path / WEIGHTS
+        write(file, lambda partial: save_file(weights, partial))
+        write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
+        write_json(self.path / RESULT, result | {"sha256": _sha256(file)})
+        self._remove_states()
+
+    def load_weights(self, network: nn.Module) -> None:
+        """Of a trained entry."""
         file = self.path / WEIGHTS
         try:
+            if _sha256(file) != self.result().get("sha256"):
+                raise UserError(f"{file} is damaged, its checksum does not fit: remove {self.path} and train it again")
             network.load_state_dict(load_file(file))
         except FileNotFoundError:
             raise UserError(f"{file} is missing: remove {self.path} and train it again") from None
         except (SafetensorError, RuntimeError) as error:
             raise UserError(f"{file} does not fit its identity.json ({str(error).splitlines()[0]})") from error
 
-    def finish(self, result: dict) -> None:
-        write_json(self.path / RESULT, result)
-        self._remove_states()
+    def begin(self) -> None:
+        if not (self.path / IDENTITY).exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.path / IDENTITY, self.identity.content)
 
     def why_new(self) -> str:
         """What sets it apart from the nearest trained entry of the same stage."""
@@ -121,23 +147,22 @@ class Entry:
         return "; ".join(nearest[:2]) + more
 
     def _states(self) -> list[Path]:
-        files = (self.path / STATE, self.path / "state.previous.pt")
-        return [file for file in files if file.exists()]
+        """The newest first."""
+        return [file for file in (self.path / STATE, self.path / PREVIOUS) if file.exists()]
 
     def _remove_states(self) -> None:
         for file in self._states():
             file.unlink()
 
-    def _begin(self) -> None:
-        if not (self.path / IDENTITY).exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(self.path / IDENTITY, self.identity.content)
-
-
-def read_state(file: Path) -> dict:
-    return torch.load(file, map_location="cpu", weights_only=True)
-
 
 def unfinished(identity: Identity) -> str:
     """The name of an unfinished entry's artifact."""
     return f"{identity.folder}-unfinished"
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

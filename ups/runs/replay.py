@@ -1,0 +1,86 @@
+"""Repeats a step whose loss or gradient was not finite, and says where it began.
+
+    python -m ups.runs.replay store/STAGE-DIGEST/nonfinite-STEP.safetensors
+
+On the CPU, with the weights before the step, its batch and its noise, which the file holds.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ups.data.batches import Batch
+from ups.errors import UserError
+from ups.training.identity import from_content
+from ups.training.obtain import build_stage, load_chain
+from ups.training.runtime import set_up
+from ups.training.state import Damaged, State, read_state
+from ups.training.store import IDENTITY
+
+
+def replay(file: Path) -> str:
+    """What the step does again, line by line."""
+    try:
+        state = read_state(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file") from None
+    except Damaged as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    runtime = set_up("cpu", "auto", state.facts["precision"])
+    identity = from_content(json.loads((file.parent / IDENTITY).read_text()))
+    required = load_chain(identity.requires, file.parent.parent, runtime).stage if identity.requires else None
+    stage = build_stage(identity, required, runtime)
+    stage.network.load_state_dict(state.tensors["network"])
+
+    found = watch(stage.network)
+    with runtime.autocast():
+        loss, terms = stage.loss(batch_of(state))
+    loss.backward()
+    lines = [f"step {state.facts['step']}: " + ", ".join(
+        f"{name} {float(value.detach()):g}" for name, value in ({"loss": loss} | terms).items()
+    )]  # fmt: skip
+    lines.append(f"first output that is not finite: {found[0] if found else 'none'}")
+    wrong = [name for name, parameter in stage.network.named_parameters() if is_wrong(parameter.grad)]
+    lines.append(f"gradients that are not finite: {', '.join(wrong) or 'none'}")
+    return "\n".join(lines)
+
+
+def batch_of(state: State) -> Batch:
+    named = dict(state.tensors["batch"])
+    generator = torch.Generator().manual_seed(0)
+    generator.set_state(named.pop("generator"))
+    return Batch(**named, time_step=state.facts["time_step"], size=state.facts["size"], generator=generator)
+
+
+def watch(network: nn.Module) -> list[str]:
+    """Fills with the modules whose output is not finite, in the order of the computation."""
+    found: list[str] = []
+    for name, module in network.named_modules():
+        module.register_forward_hook(
+            lambda module, _, output, name=name: found.append(f"{name or 'the network'} ({type(module).__name__})")
+            if is_wrong(output) else None
+        )  # fmt: skip
+    return found
+
+
+def is_wrong(value) -> bool:
+    return isinstance(value, torch.Tensor) and not bool(value.isfinite().all())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m ups.runs.replay", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, metavar="FILE")
+    try:
+        print(replay(parser.parse_args().file))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
