@@ -25,7 +25,7 @@ from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
-TRAINED = {"identity.json", "weights.safetensors", "result.json"}
+TRAINED = {"identity.json", "metrics.csv", "weights.safetensors", "result.json"}
 
 
 @pytest.fixture
@@ -312,7 +312,8 @@ def test_an_unfinished_training_comes_home_and_goes_on_elsewhere(server, machine
 
     elsewhere = Machine(tmp_path / "elsewhere", machine.cache)
     run = elsewhere.train(server, *LONG)
-    wait_for(lambda: (elsewhere.folder / "run" / "metrics.csv").exists() and len(elsewhere.rows()) > 1)
+    known = len(machine.rows())
+    wait_for(lambda: (elsewhere.folder / "run" / "metrics.csv").exists() and len(elsewhere.rows()) > known + 1)
     run.send_signal(signal.SIGTERM)
     error = run.communicate(timeout=30)[1]
     assert run.returncode == 143 and f"an unfinished training in tester/ups/{name}:v0" in error
