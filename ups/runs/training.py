@@ -14,6 +14,7 @@ from ups.callbacks.callback import Callback
 from ups.config import build, check, plain
 from ups.console import console
 from ups.data.trajectories import Splits
+from ups.errors import Interrupted
 from ups.files import write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
@@ -36,6 +37,12 @@ def run_training(cfg: DictConfig) -> float:
         with process_group():
             result = train_chain(cfg, folder, loggers, started)
         exit_code = 0
+    except Interrupted as interruption:
+        exit_code = interruption.exit_code
+        raise
+    except SystemExit as end:  # by a second signal, or since another process tells the error
+        exit_code = end.code
+        raise
     finally:
         for logger in loggers:
             logger.finish(exit_code)
