@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
@@ -18,6 +20,7 @@ from ups.loggers.logger import Logger
 from ups.wandb import artifacts
 from ups.wandb.account import api_key
 
+LEAST_ROOM = 1 << 16  # bytes on the disk
 MOST_WAITING = 10_000  # calls, a kilobyte each
 SERVICE_SECONDS = 60.0  # for the client's own process to come up, beside the server's answer
 INTERRUPTED_SECONDS = 2.5  # for the end of a run that was told to stop
@@ -54,12 +57,13 @@ class WandbLogger(Logger):
         import wandb
 
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # of the client's connection: one warning tells its end
-        if "WANDB_MODE" not in os.environ and api_key() is None:
-            self._go_offline("no API key")
+        if "WANDB_MODE" not in os.environ and not api_key():
+            self._go_offline("no API key" if api_key() is None else "the file with its key (netrc) cannot be read")
         self.folder.mkdir(parents=True, exist_ok=True)
+        wandb.setup(known_settings(wandb, silent=True))  # what a person must know is said here, once
         settings = known_settings(
-            wandb, init_timeout=init_timeout, silent=True,
-            x_transaction_log_flush_interval=1.0,  # a killed run has its rows on disk
+            wandb, init_timeout=init_timeout,
+            x_transaction_log_flush_interval=0.1,  # seconds: a killed run or client has its rows on disk
         )  # fmt: skip
         init = partial(wandb.init, dir=self.folder, settings=settings, reinit="finish_previous", **identity)
         try:
@@ -67,7 +71,7 @@ class WandbLogger(Logger):
         except wandb.errors.Error as error:
             if self.given_up or os.environ.get("WANDB_MODE") == "offline":
                 raise
-            self._go_offline(first_line(error))
+            self._go_offline(first_line(error).rstrip("."))
             self.run = init(mode="offline")  # the client has read the environment already
 
     def _go_offline(self, reason: str) -> None:
@@ -76,7 +80,7 @@ class WandbLogger(Logger):
         self.sets_mode = True
         console.print(
             f"wandb: offline, {reason}. The charts are in {self.folder / 'wandb'}: look with `wandb leet {self.folder}/"
-            "wandb/offline-run-*`, upload with `wandb login` and `wandb sync`."
+            f"wandb/offline-run-*`, upload with `wandb login` and `wandb sync {self.folder}/wandb/offline-run-*`."
         )
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
@@ -131,11 +135,18 @@ class WandbLogger(Logger):
             self.started.set()
             while what != "finish":
                 what, call = self.calls.get()
+                self._check_room()
                 call()
         except (Exception, SystemExit) as error:  # the client may raise anything, at any call
             self._give_up(what, f"{type(error).__name__}: {first_line(error)}")
         finally:
             self.started.set()
+
+    def _check_room(self) -> None:
+        """Offline the client loses rows on a full disk, and says nothing."""
+        place = self.folder / "wandb"
+        if self.run.offline and shutil.disk_usage(place).free < LEAST_ROOM:
+            raise OSError(ENOSPC, os.strerror(ENOSPC), str(place))
 
     def _give_up(self, what: str, reason: str) -> None:
         """One warning, from whichever thread is first, and then silence. metrics.csv has every row."""
@@ -144,8 +155,8 @@ class WandbLogger(Logger):
                 return
             self.given_up = True
         console.print(
-            f"warning: wandb failed at {what} ({reason}); the training goes on without it. What it has is in "
-            f"{self.folder / 'wandb'}, for `wandb sync`; metrics.csv is complete."
+            f"warning: wandb failed at {what} ({reason}); the training does without it, and metrics.csv has every "
+            f"row. Upload what it wrote to disk with `wandb sync {self.folder}/wandb/*run-*`."
         )
         self._end_client()
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 def api_key() -> str | None:
     """Of WANDB_API_KEY or ~/.netrc, where `wandb login` puts it. Asks nobody, needs no network.
 
-    A file that cannot be read counts as a key "": the client then says what is wrong with it.
+    A file that cannot be read counts as a key "", which nobody takes.
     """
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
