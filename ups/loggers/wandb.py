@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -172,6 +173,8 @@ class WandbLogger(Logger):
 
     def _end_client(self) -> None:
         """Its processes die, so that each of its calls returns, and its hook at the end of this process is undone."""
+        tell = threading.excepthook  # its other threads lose their connection by this, which is nobody's error
+        threading.excepthook = lambda raised: None if isinstance(raised.exc_value, ConnectionError) else tell(raised)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if process.name().startswith("wandb-"):
