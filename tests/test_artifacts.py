@@ -142,6 +142,14 @@ def test_only_the_known_files_are_written_and_only_where_they_belong(twin, look_
     assert {path.name for path in (look_up.store / name).iterdir()} == TRAINED
     assert not list(tmp_path.rglob("*evil*"))
 
+    # A file that is said to lie on this machine already is not taken from there.
+    shutil.rmtree(look_up.store)
+    manifest["contents"]["result.json"]["local_path"] = str(tmp_path / "secret")
+    (tmp_path / "secret").write_text("secret")
+    artifact.manifest = json.dumps(manifest).encode()
+    look_up(server)
+    assert not [file for file in look_up.store.rglob("*.json") if "secret" in file.read_text()]
+
     # A file that is a reference, here to one of this machine, is not followed.
     shutil.rmtree(look_up.store)
     manifest["contents"]["result.json"]["ref"] = (machine.entry() / "result.json").as_uri()

@@ -14,14 +14,14 @@ def api_key() -> str | None:
     """
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc  # with the port, as `wandb login` writes it
     try:
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except FileNotFoundError:
         return None
     except (OSError, netrc.NetrcParseError):
         return ""
-    return next((hosts[name][2] for name in hosts if name == host or (host is None and "wandb" in name)), None)
+    return next((hosts[name][2] for name in hosts if name == host or (not host and "wandb" in name)), None)
 
 
 def why_not_kept(cfg: DictConfig) -> str | None:
