@@ -26,6 +26,7 @@ MOST_WAITING = 10_000  # calls, a kilobyte each
 SERVICE_SECONDS = 60.0  # for the client's own process to come up, beside the server's answer
 INTERRUPTED_SECONDS = 2.5  # for the end of a run that was told to stop
 
+
 class WandbLogger(Logger):
     """Arguments: see conf/logger/wandb.yaml; `folder` is the run's, `config` what W&B shows beside the charts.
 
@@ -118,7 +119,7 @@ class WandbLogger(Logger):
         import wandb
 
         self.run.finish(exit_code=exit_code)
-        wandb.teardown(exit_code)  # now, within a bound: at the process's end the client waits without one
+        wandb.teardown()  # now, within a bound: at the process's end the client waits without one
 
     def _call(self, what: str, call: Callable[[], Any]) -> None:
         if self.given_up:
