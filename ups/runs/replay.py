@@ -6,7 +6,6 @@ On the CPU, with the weights before the step, its batch and its noise, which the
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from ups.data.batches import Batch
 from ups.errors import UserError
-from ups.training.identity import from_content
+from ups.training.identity import read_identity
 from ups.training.obtain import build_stage, load_chain
 from ups.training.runtime import set_up
 from ups.training.state import Damaged, State, read_state
@@ -31,7 +30,7 @@ def replay(file: Path) -> str:
     except Damaged as error:
         raise UserError(f"{file} is damaged ({error})") from None
     runtime = set_up("cpu", "auto", state.facts["precision"])
-    identity = from_content(json.loads((file.parent / IDENTITY).read_text()))
+    identity = read_identity(file.parent / IDENTITY)
     required = load_chain(identity.requires, file.parent.parent, runtime).stage if identity.requires else None
     stage = build_stage(identity, required, runtime)
     stage.network.load_state_dict(state.tensors["network"])
