@@ -7,11 +7,14 @@ live in other nodes of the config, so nothing has to be left out by a list.
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from ups.config import plain
+from ups.errors import UserError
+from ups.files import read_json
 
 FORMAT = 1  # raise it when a change of the code changes what the same config trains
 
@@ -50,6 +53,21 @@ def from_content(content: dict) -> Identity:
     required = content["stage"]["requires"]
     below = from_content(content | {"stage": required}) if required else None
     return Identity(content, below)
+
+
+def read_identity(file: Path) -> Identity:
+    """Of a folder's identity.json, whose hash is the folder's name: a damaged one is a `UserError`."""
+    content = read_json(file)
+    try:
+        identity = from_content(content)
+        intact = file.resolve().parent.name == identity.folder
+    except (KeyError, TypeError):  # keys are missing, or what should have some has none
+        intact = False
+    if not intact:
+        raise UserError(f"{file} is damaged, or not of the folder it is in: copy the folder again, or train it again")
+    if content["format"] != FORMAT:
+        raise UserError(f"{file} is of version {content['format']}, this code makes {FORMAT}: train it again")
+    return identity
 
 
 def canonical(value: Any) -> Any:
