@@ -138,10 +138,10 @@ GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training
 
 def check(cfg: DictConfig) -> None:
     """Raise a `UserError` for the first value that is missing or out of range."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
     try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:  # an interpolation
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
