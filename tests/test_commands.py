@@ -122,7 +122,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, command, tmp_
 
 
 def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(command, tmp_path):
-    answer = command("train.py", *SMALL, "stage.optimizer.lr=1e30", "stage.optimizer.warmup=0")
+    answer = command("train.py", *SMALL, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0")
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
     assert re.search(r"error: operator: loss .* at step \d", answer.stderr)
     (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(comm
     environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
     again = subprocess.run([sys.executable, *repeat], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "loss nan" in again.stdout and "largest weight before it: 1e+30" in again.stdout
+    assert "loss nan" in again.stdout and "largest weight before it: 1e+12" in again.stdout
     assert re.search(r"first output that is not finite: \w", again.stdout)
 
 

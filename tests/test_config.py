@@ -94,7 +94,7 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
         (["+model.foo=1", "logger=none", "experiment=smoke"], "got an unexpected keyword argument 'foo'"),
         (["experiment=null"], "a group takes the name of an option"),
-        (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 or a list of a number above 0"),
+        (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 and at most 1000 or a list of"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
         (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),
         (["stage=diffusion_residual", "stage.evaluations_per_step=4", "experiment=smoke", "logger=none",

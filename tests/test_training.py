@@ -353,8 +353,8 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
     content = {"stage": {"name": "operator", "requires": None, "steps": 5}, "seed": 0}
     entry = Entry(tmp_path, from_content(content))
     assert entry.why_new() == f"no operator in {tmp_path}"
-    weights = torch.nn.Linear(2, 2).state_dict()
-    entry.finish(weights, [{"a": 0.1}, {"a": 0.2, "b": float("inf")}], {"score": 1})
+    weights, scores = torch.nn.Linear(2, 2).state_dict(), {"rollout_nrmse": 0.1, "one_step_nrmse": 0.1}
+    entry.finish(weights, [{"a": 0.1}, {"a": 0.2, "b": float("inf")}], {"score": 0.1, "metrics": {"test": scores}})
     changed = Entry(tmp_path, from_content(content | {"seed": 3}))
     assert changed.why_new() == "seed: 0 -> 3"
     assert json.loads((entry.path / "identity.json").read_text()) == content

@@ -1,6 +1,7 @@
 """What the scripts share: a user's mistake is one line on stderr and exit 1, a signal is 128 + its number."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config import one_line
-from ups.errors import Interrupted, UserError
+from ups.errors import Interrupted, UserError, shortened
 from ups.machine import processes, rank
 from ups.paths import CONFIG_FOLDER
 from ups.signals import interruption, stopping
@@ -29,6 +30,7 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
     for number in stopping():
         signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal
     try:
+        _check_words()
         if processes() > 1:
             _join_torchrun(config_name)
         main()
@@ -42,7 +44,7 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
         _leave_it_to_the_first()
         _fail(one_line(error, _known_keys(config_name)))
     except ValueError as error:
-        if not str(error).startswith("Config group override must be a string"):
+        if not str(error).startswith("Config group override"):
             raise
         _leave_it_to_the_first()
         _fail("a group takes the name of an option, not null: leave it out, or use logger=none")
@@ -63,6 +65,15 @@ def one_line_errors() -> Iterator[None]:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _fail(str(error))
+
+
+def _check_words() -> None:
+    """What has to be refused before Hydra sees it: a deleted key that is needed, and bytes that no file can hold."""
+    for word in sys.argv[1:]:
+        if not word.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in word):
+            raise UserError(f"{word}: is not UTF-8")
+        if word.startswith("~") and not re.match(r"~(callbacks|logger)\.\w+(=|$)|~hydra", word):
+            raise UserError(f"{word}: the key is needed; only ~callbacks.NAME and ~logger.NAME can be left out")
 
 
 def _join_torchrun(config_name: str) -> None:
@@ -95,7 +106,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {shortened(message, 390)}", file=sys.stderr)
     sys.exit(1)
 
 

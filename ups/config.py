@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ups.errors import UserError
+from ups.errors import UserError, first_line, shortened
 from ups.paths import CONFIG_FOLDER
 
 
@@ -30,18 +30,17 @@ def _is_int(value) -> bool:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
-def integer(low: int) -> Rule:
-    return Rule(f"a whole number, at least {low}", lambda v: _is_int(v) and v >= low)
+def integer(low: int, high: int = 10**9) -> Rule:
+    return Rule(f"a whole number, at least {low} and at most {high}", lambda v: _is_int(v) and low <= v <= high)
 
 
-def number(low: float, high: float | None = None, open_low: bool = False) -> Rule:
-    span = f"{'above' if open_low else 'at least'} {low:g}" + ("" if high is None else f" and at most {high:g}")
+def number(low: float, high: float = 1e12, open_low: bool = False) -> Rule:
     return Rule(
-        f"a number {span}",
-        lambda v: _is_number(v) and (v > low if open_low else v >= low) and (high is None or v <= high),
+        f"a number {'above' if open_low else 'at least'} {low:g} and at most {high:g}",
+        lambda v: _is_number(v) and (v > low if open_low else v >= low) and v <= high,
     )
 
 
@@ -65,22 +64,31 @@ TEXT = Rule("a text", lambda v: isinstance(v, str) and v.strip() != "")
 NULL = Rule("null", lambda v: v is None)
 BOOL = Rule("true or false", lambda v: isinstance(v, bool))
 POSITIVE = number(0, open_low=True)
+NODE = Rule("a group of keys, which --cfg job shows", lambda v: v == {})
+PATH = Rule(
+    "a path", lambda v: TEXT.accepts(v) and len(v.encode()) < 4000 and all(len(p.encode()) < 256 for p in v.split("/"))
+)
+SEED = integer(0, 2**63 - 1)
+SECONDS = number(0, 1e6, open_low=True)
 
 # One line for each key of conf/; `stage.` stands for every stage of the chain. A key of a network's own is checked by
 # the network, so that a new model needs no line here; the names below hold for all networks that use them.
 RULES: dict[str, Rule] = {
-    r"seed": integer(0),
-    r"store|cache": TEXT,
+    r"seed": SEED,
+    r"store|cache": PATH,
+    r"budget|runtime|model|dataset|stage(\.(optimizer|network))?|vast(\.offer)?": NODE,
+    r"(callbacks|logger)(\.\w+)?": NODE,
+    r"stage\.requires": Rule("null or a stage", lambda v: v is None),
     r"require": one_of("train", "found"),
     r"budget\.\w+": integer(1),
-    r"runtime\.device": Rule("auto, cpu, cuda or cuda:N", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(v))),
+    r"runtime\.device": Rule("auto, cpu, cuda or cuda:N", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(v))),
     r"runtime\.precision": one_of("float32", "bfloat16"),
     r"runtime\.compile": BOOL,
     r"runtime\.on_nonfinite": one_of("stop", "skip"),
     r"runtime\.max_skipped": integer(0),
-    r"runtime\.max_hours": either(POSITIVE, NULL),
-    r"runtime\.threads": either(one_of("auto"), integer(1)),
-    r"stage\.name": TEXT,
+    r"runtime\.max_hours": either(number(0, 1e6, open_low=True), NULL),
+    r"runtime\.threads": either(one_of("auto"), integer(1, 1024)),
+    r"stage\.name": Rule("a name of letters, digits and _", lambda v: re.fullmatch(r"\w{1,100}", str(v), re.ASCII)),
     r"stage\.steps": integer(1),
     r"stage\.(batch_size|evaluations|members|unroll)": integer(1),
     r"stage\.levels": integer(2),
@@ -93,18 +101,22 @@ RULES: dict[str, Rule] = {
     r"stage\.optimizer\.betas": list_of(number(0, 0.999999), 2),
     r"stage\.optimizer\.weight_decay": number(0),
     r"stage\.optimizer\.clip": POSITIVE,
-    r"(model|stage\.network)\.(width|kernel|patch|heads|blocks)": integer(1),
-    r"(model|stage\.network)\.dilations": list_of(integer(1)),
-    r"dataset\.nu": either(POSITIVE, list_of(POSITIVE)),
+    r"(model|stage\.network)\.(width|kernel|patch|heads|blocks)": integer(1, 65536),
+    r"(model|stage\.network)\.dilations": list_of(integer(1, 65536)),
+    r"dataset\.nu": either(number(0, 1e3, open_low=True), list_of(number(0, 1e3, open_low=True))),
     r"dataset\.(test|validation|points|solver_points|shifts|rollout_steps|space_stride|time_stride)": integer(1),
     r"dataset\.train": either(integer(1), NULL),
     r"dataset\.frames": integer(2),
-    r"dataset\.(seed|initial_frame)": integer(0),
-    r"dataset\.time_step": POSITIVE,
-    r"dataset\.path": TEXT,
+    r"dataset\.seed": SEED,
+    r"dataset\.initial_frame": integer(0),
+    r"dataset\.time_step": number(1e-6, 1e3),
+    r"dataset\.path": PATH,
     r"callbacks\.\w+\.every": integer(1),
     r"logger\.wandb\.checkpoints": BOOL,
-    r"logger\.wandb\.(init|finish)_timeout": POSITIVE,
+    r"logger\.wandb\.(init|finish)_timeout": SECONDS,
+    r"logger\.wandb\.project": TEXT,
+    r"logger\.wandb\.(entity|name)": either(TEXT, NULL),
+    r"logger\.wandb\.tags": Rule("a list of texts", lambda v: isinstance(v, list) and all(map(TEXT.accepts, v))),
     r"auto_shutdown": either(BOOL, NULL),
     r"vast\.action": one_of("launch", "status", "logs", "destroy", "reap"),
     r"vast\.(dry_run|rehearse|follow|yes|interruptible|allow_loss|offer\.verified)": BOOL,
@@ -117,26 +129,48 @@ RULES: dict[str, Rule] = {
     r"vast\.offer\.(gpu_memory|cuda)": number(0),
     r"vast\.disk": number(8),
     r"vast\.bid": either(POSITIVE, NULL),
-    r"vast\.(traffic|pause|min_hours|min_duration)": number(0),
-    r"vast\.(max_\w+|loading_minutes|poll_seconds|request_timeout)": POSITIVE,
-    r"checkpoint": TEXT,
+    r"vast\.(traffic|pause|min_hours|min_duration)": number(0, 1e6),
+    r"vast\.(max_hours|max_price|max_cost|max_total_cost|loading_minutes|poll_seconds|request_timeout)": SECONDS,
+    r"checkpoint": PATH,
     r"initial_frame": either(integer(0), NULL),
     r"(rollout_steps|members)": either(integer(1), NULL),
     r"batch_size": integer(1),
 }
 
 
+GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training
+
+
 def check(cfg: DictConfig) -> None:
     """Raise a `UserError` for the first value that is missing or out of range."""
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
-    for key, value in _leaves(OmegaConf.to_container(cfg, resolve=True)):
-        general = re.sub(r"^stage\.(requires\.)*", "stage.", key)
-        for pattern, rule in RULES.items():
-            if re.fullmatch(pattern, general) and not rule.accepts(value):
-                raise UserError(f"{key}={value}: must be {rule.text}")
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
+        content = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:  # an interpolation
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
+    lacking = [] if "checkpoint" in content else [group for group in GROUPS if group not in content]
+    if lacking:
+        raise UserError(f"{lacking[0]} is not set: give {lacking[0]}=OPTION")
+    for key, value in _leaves(content):
+        general = re.sub(r"^stage\.(requires\.)*(?=.)", "stage.", key)
+        rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, general)]
+        for rule in rules:
+            if not rule.accepts(value):
+                raise UserError(f"{key}={shortened(str(value), 80)}: must be {rule.text}")
+        parent, _, name = key.rpartition(".")
+        if not rules and name != "_target_" and not _is_part(content, parent):
+            raise UserError(f"{shortened(key, 80)} is not a key of the config")
     _check_pairs(cfg)
+
+
+def _is_part(content: dict, key: str) -> bool:
+    """Whether the node describes an object: then its constructor knows its keys, see `build`."""
+    node = content
+    for name in key.split(".") if key else ():
+        node = node.get(name, {}) if isinstance(node, dict) else {}
+    return isinstance(node, dict) and "_target_" in node
 
 
 def _check_pairs(cfg: DictConfig) -> None:
@@ -159,8 +193,8 @@ def _check_pairs(cfg: DictConfig) -> None:
 
 
 def _leaves(node: Any, key: str = ""):
-    """(dotted key, value) of each value that is no dict; a list is one value."""
-    if not isinstance(node, dict):
+    """(dotted key, value) of each value that is no dict, or an empty one; a list is one value."""
+    if not isinstance(node, dict) or not node:
         yield key, node
         return
     for name, value in node.items():

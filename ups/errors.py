@@ -17,6 +17,13 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signum
 
 
+def shortened(text: str, length: int) -> str:
+    """On one line, the middle left out where it is longer."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    half = (length - 5) // 2
+    return text if len(text) <= length else f"{text[:half]} ... {text[-half:]}"
+
+
 def first_line(error: BaseException) -> str:
     """Of its message, or its type's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ups.console import console
+from ups.errors import UserError, first_line
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
@@ -45,6 +46,17 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 def _number(cell: str) -> float:
     return int(cell) if cell.isdigit() else float(cell)
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file of the store; a `UserError` if the file is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}): remove its folder and train again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: remove its folder and train again")
+    return content
 
 
 def locked(path: Path):

@@ -6,6 +6,7 @@ generates only what is new. Two runs that start at once share it: one generates 
 
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,7 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ups.console import Bar, console
@@ -71,13 +73,17 @@ class Burgers:
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         file = cache / "burgers" / f"{split}-nu{nu:g}-{digest}.safetensors"
-        if not file.exists():
+        u = stored(file, key) if file.exists() else None
+        if u is None:
             with locked(file):
-                if not file.exists():
+                u = stored(file, key) if file.exists() else None  # by the run this one waited for
+                if u is None:
+                    set_aside(file)
                     u = self._generate(split, nu, shifts, device)
-                    write(file, partial(save_file, {"u": u}, metadata={"key": json.dumps(key)}))
+                    metadata = {"key": json.dumps(key), "sha256": sha256(u)}
+                    write(file, partial(save_file, {"u": u}, metadata=metadata))
                     console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
-        return load_file(file)["u"]
+        return u
 
     def _generate(self, split: str, nu: float, shifts: int, device: torch.device) -> Tensor:
         """(shifts * count, T, N) float32; the copies of one trajectory lie a solver's cell apart."""
@@ -103,6 +109,34 @@ class Burgers:
             raise UserError(f"dataset.nu={nu:g}: the solver diverged; raise dataset.solver_points")
         stride = self.solver_points // self.points
         return torch.cat([u[..., shift::stride] for shift in range(shifts)]).contiguous()
+
+
+def stored(file: Path, key: dict) -> Tensor | None:
+    """The field in a cached file; None if the file is not what was written for this key."""
+    try:
+        with safe_open(file, "pt") as content:
+            metadata = content.metadata() or {}
+            if metadata.get("key") != json.dumps(key) or list(content.keys()) != ["u"]:
+                return None
+            u = content.get_tensor("u")
+    except (SafetensorError, OSError):
+        return None
+    return u if metadata.get("sha256") == sha256(u) else None
+
+
+def set_aside(file: Path) -> None:
+    """Keep a damaged file for a look, under a name that nothing reads."""
+    if file.exists():
+        aside = file.with_suffix(".damaged")
+        os.replace(file, aside)
+        console.print(f"warning: {file} is damaged; set aside as {aside.name}, generating it again")
+
+
+def sha256(u: Tensor) -> str:
+    """Of the values, with their type and shape."""
+    digest = hashlib.sha256(f"{u.dtype} {tuple(u.shape)}".encode())
+    digest.update(u.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def solve_frames(u0: Tensor, kappa: float, frames: int, time_step: float, device: torch.device) -> Tensor:

@@ -3,14 +3,16 @@
 A file has `tensor` (S, T, N) float32, `x-coordinate` (N,), `t-coordinate` (T or T + 1,) and the attribute `Nu`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
 
 from ups.data.trajectories import Splits, Trajectories
-from ups.errors import UserError
+from ups.errors import UserError, first_line
 
 ROWS = 64  # trajectories read at a time: the reader's memory beside the strided data (53 MB at full resolution)
 
@@ -70,7 +72,7 @@ class PDEBenchBurgers:
             rows = slice(start - first, stop - first)
             for shift in range(shifts):
                 strided = np.s_[start:stop, :: self.time_stride, shift :: self.space_stride]
-                u[shift, rows] = file.tensor[strided]
+                u[shift, rows] = file.read(strided)
         finite = np.isfinite(u).all(axis=(0, 2, 3))
         if not finite.all():
             bad = first + int(np.argmin(finite))
@@ -85,9 +87,10 @@ class _File:
     def __init__(self, path: Path):
         self.path = path
         try:
-            self.handle = h5py.File(path, "r")
+            open(path, "rb").close()  # the system's own reason, before HDF5's
         except OSError as error:
-            raise UserError(f"{path} is not a readable HDF5 file ({error}); download it again") from error
+            raise UserError(f"{path} cannot be opened: {error.strerror}") from error
+        self.handle = self._ask(lambda: h5py.File(path, "r"))
         try:
             self._check()
         except BaseException:
@@ -95,10 +98,11 @@ class _File:
             raise
 
     def _check(self) -> None:
-        missing = [key for key in ("tensor", "x-coordinate", "t-coordinate") if key not in self.handle]
+        present = self._ask(lambda: list(self.handle))
+        missing = [key for key in ("tensor", "x-coordinate", "t-coordinate") if key not in present]
         if missing:
-            raise UserError(f"{self.path} lacks {', '.join(missing)}: it has {', '.join(self.handle) or 'nothing'}")
-        self.tensor, x, t = (self.handle[key] for key in ("tensor", "x-coordinate", "t-coordinate"))
+            raise UserError(f"{self.path} lacks {', '.join(missing)}: it has {', '.join(present)[:80] or 'nothing'}")
+        self.tensor, x, t = (self._dataset(key) for key in ("tensor", "x-coordinate", "t-coordinate"))
         if self.tensor.ndim != 3 or self.tensor.dtype.kind != "f":
             raise UserError(
                 f"{self.path}: `tensor` must be (samples, frames, points) of floats, "
@@ -111,16 +115,49 @@ class _File:
             )
         if min(self.samples, self.frames - 1, self.points - 1) < 1:
             raise UserError(f"{self.path}: `tensor` {self.tensor.shape} holds no rollout")
-        if "Nu" not in self.handle.attrs:
+        if not self._ask(lambda: "Nu" in self.handle.attrs):
             raise UserError(f"{self.path} lacks the attribute Nu, the viscosity times pi")
-        self.nu = float(self.handle.attrs["Nu"])
-        self.time_step = float(t[1]) - float(t[0])
-        length = (float(x[-1]) - float(x[0])) * self.points / (self.points - 1)
-        if not (self.nu > 0 and self.time_step > 0 and abs(length - 1) < 1e-3):
+        nu = np.asarray(self._ask(lambda: self.handle.attrs["Nu"]))
+        if nu.dtype.kind not in "fiu" or nu.size != 1:
+            raise UserError(f"{self.path}: the attribute Nu must be one number, it is {nu.shape} of {nu.dtype}")
+        self.nu = float(nu.item())
+        x, t = self._coordinate("x-coordinate", x), self._coordinate("t-coordinate", t)
+        self.time_step = t[1] - t[0]
+        length = (x[-1] - x[0]) * self.points / (self.points - 1)
+        if not (0 < self.nu < np.inf and self.time_step > 0 and abs(length - 1) < 1e-3):
             raise UserError(
                 f"{self.path}: Nu={self.nu:g}, time step {self.time_step:g}, length {length:g}: "
                 "the first two must be positive, the length 1"
             )
+        for key, steps in (("x-coordinate", np.diff(x)), ("t-coordinate", np.diff(t[: self.frames]))):
+            if not np.allclose(steps, steps.mean(), rtol=1e-2, atol=0):
+                raise UserError(f"{self.path}: `{key}` does not rise in equal steps")
+
+    def read(self, selection: tuple) -> np.ndarray:
+        """Of `tensor`, as float32; what float32 cannot hold becomes infinite and is refused by the caller."""
+        with np.errstate(over="ignore"):
+            return self._ask(lambda: self.tensor[selection]).astype(np.float32)
+
+    def _dataset(self, key: str) -> h5py.Dataset:
+        node = self._ask(lambda: self.handle[key])
+        if not isinstance(node, h5py.Dataset) or self._ask(lambda: node.is_virtual or node.external or not node.shape):
+            raise UserError(f"{self.path}: `{key}` must be an array that the file itself holds")
+        self._ask(lambda: node.dtype)
+        return node
+
+    def _coordinate(self, key: str, node: h5py.Dataset) -> np.ndarray:
+        values = self._ask(lambda: node[:])
+        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise UserError(f"{self.path}: `{key}` must be finite numbers, it is {values.dtype}")
+        return values.astype(np.float64)
+
+    def _ask(self, question: Callable[[], Any]) -> Any:
+        """A damaged file makes h5py raise almost anything; only its own calls stand inside."""
+        try:
+            return question()
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
+            reason = first_line(error)[:120]
+            raise UserError(f"{self.path} is not a readable HDF5 file ({reason}); download it again") from error
 
     def __enter__(self) -> "_File":
         return self

@@ -14,7 +14,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ups.config import check_origin, plain
-from ups.errors import UserError, first_line
+from ups.errors import UserError
+from ups.files import read_json
 
 FORMAT = 1  # raise it when a change of the code changes what the same config trains
 
@@ -56,16 +57,24 @@ def from_content(content: dict) -> Identity:
 
 
 def read_identity(file: Path) -> Identity:
-    """Of a checkpoint's folder, which may be anybody's: it builds what conf/ names, and calls nothing else."""
+    """Of a checkpoint's folder, which may be anybody's: it builds what conf/ names, and calls nothing else.
+
+    Its hash is the folder's name, so a damaged one is noticed.
+    """
+    content = read_json(file)
     try:
-        content = json.loads(file.read_text())
         identity = from_content(content)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is no identity of a stage ({type(error).__name__}: {first_line(error)})") from error
+        intact = file.resolve().parent.name == identity.folder
+    except (KeyError, TypeError):  # keys are missing, or what should have some has none
+        intact = False
+    if not intact:
+        raise UserError(f"{file} is damaged, or not of the folder it is in: copy the folder again, or train it again")
+    if content["format"] != FORMAT:
+        raise UserError(f"{file} is of version {content['format']}, this code makes {FORMAT}: train it again")
     check_origin(content, file)
     for each in identity.chain():
-        if not re.fullmatch(r"\w+", str(each.content["stage"].get("name"))):
-            raise UserError(f"{file}: {each.content['stage'].get('name')} is no stage's name, it would leave the store")
+        if not re.fullmatch(r"\w+", each.content["stage"]["name"]):
+            raise UserError(f"{file}: {each.content['stage']['name']} is no stage's name, it would leave the store")
     return identity
 
 

@@ -10,7 +10,6 @@ Everything is written to a temporary name, synced and renamed.
 """
 
 import hashlib
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from ups.console import console
 from ups.errors import UserError
-from ups.files import locked, read_csv, write, write_csv, write_json
+from ups.files import locked, read_csv, read_json, write, write_csv, write_json
 from ups.training.identity import Identity, differences
 from ups.training.state import Damaged, State, read_state, write_state
 
@@ -70,7 +69,16 @@ class Entry:
                 self._remove_states()
 
     def result(self) -> dict:
-        return json.loads((self.path / RESULT).read_text())
+        """The scores; a `UserError` if there are none that can be read."""
+        result = read_json(self.path / RESULT)
+        try:
+            test = result["metrics"]["test"]
+            scores = (result["score"], test["rollout_nrmse"], test["one_step_nrmse"])
+        except (KeyError, TypeError):
+            scores = (None,)
+        if not all(isinstance(score, float) for score in scores):
+            raise UserError(f"{self.path / RESULT} has no scores: remove {self.path} and train it again")
+        return result
 
     def rows(self) -> list[dict[str, float]]:
         """The points of its training."""
@@ -125,7 +133,7 @@ class Entry:
             network.load_state_dict(load_file(file))
         except FileNotFoundError:
             raise UserError(f"{file} is missing: remove {self.path} and train it again") from None
-        except (SafetensorError, RuntimeError) as error:
+        except (SafetensorError, RuntimeError, OSError) as error:
             raise UserError(f"{file} does not fit its identity.json ({str(error).splitlines()[0]})") from error
 
     def begin(self) -> None:
@@ -135,11 +143,13 @@ class Entry:
 
     def why_new(self) -> str:
         """What sets it apart from the nearest trained entry of the same stage."""
-        found = [
-            differences(self.identity.content, json.loads(file.read_text()))
-            for file in self.root.glob(f"{self.identity.stage}-*/{IDENTITY}")
-            if (file.parent / RESULT).exists()
-        ]
+        found = []
+        for file in self.root.glob(f"{self.identity.stage}-*/{IDENTITY}"):
+            if (file.parent / RESULT).exists():
+                try:
+                    found.append(differences(self.identity.content, read_json(file)))
+                except UserError as error:  # a neighbour's damage is no reason not to train
+                    console.print(f"warning: {error}")
         if not found:
             return f"no {self.identity.stage} in {self.root}"
         nearest = min(found, key=len)
