@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from hydra import compose, initialize_config_dir
@@ -13,11 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config import one_line
 from ups.errors import Interrupted, UserError
+from ups.faults import told
 from ups.machine import processes, rank
 from ups.paths import CONFIG_FOLDER
 from ups.signals import interruption, stopping
@@ -38,6 +40,11 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
         if rank() == 0:
             print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_code)
+    except (OSError, ImportError) as error:  # Hydra's own files, or this program's: what the work meets is told by then
+        if not (message := told(error, _run_folder())):
+            raise
+        _leave_it_to_the_first()
+        _fail(message)
     except (HydraException, OmegaConfBaseException) as error:
         _leave_it_to_the_first()
         _fail(one_line(error, _known_keys(config_name)))
@@ -52,17 +59,36 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     """Around the work of one job: Hydra would add a line of its own to the error of a single run.
 
     In a sweep the error goes on to Hydra, which runs the other jobs before it is told.
     """
     try:
-        yield
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or not (message := told(error, _folders(cfg))):
+                raise
+            raise UserError(message) from error
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _fail(str(error))
+
+
+def _folders(cfg: DictConfig) -> dict[str, Path]:
+    """That a job writes to, by the key that sets each."""
+    chosen = {key: OmegaConf.select(cfg, key) for key in ("store", "cache", "vast.ledger")}
+    return _run_folder() | {key: Path(value) for key, value in chosen.items() if isinstance(value, str)}
+
+
+def _run_folder() -> dict[str, Path]:
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    sweeps = hydra.mode == RunMode.MULTIRUN
+    return {"hydra.sweep.dir": Path(hydra.sweep.dir)} if sweeps else {"hydra.run.dir": Path(hydra.run.dir)}
 
 
 def _join_torchrun(config_name: str) -> None:

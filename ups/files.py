@@ -1,26 +1,44 @@
 """Files that several processes may want at once: written whole or not at all, and made by one of them."""
 
 import csv
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import TextIO
 
 from ups.console import console
+from ups.errors import UserError
 
 
-def write(path: Path, save: Callable[[Path], object]) -> None:
-    """`save` to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one."""
+def write(path: Path, save: Callable[[Path], object], keep_as: Path | None = None) -> None:
+    """`save` to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one.
+
+    `keep_as` is where the old file goes, once the new one is safe.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with naming(path):
+            save(partial)
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            if keep_as and path.exists():
+                os.replace(path, keep_as)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the file system says that it was at `path`: Python's own names no file when it is a write."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_json(path: Path, content: dict | list) -> None:
@@ -43,12 +61,37 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
-def locked(path: Path):
-    """`with locked(path): ...`: one process at a time makes `path`; the others say that they wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(path.name + ".lock"))
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time makes `path`; the others say that they wait. The system frees a dead process's lock."""
+    with ExitStack() as held:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context(open(path.with_name(path.name + ".lock"), "a"))
+            if not _take(lock):
+                console.print(f"another run makes {path}: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Who has the lock is alone: what is half-written is a dead process's.
+            for partial in [*path.parent.glob(f".{path.name}.*.partial"), *path.glob(".*.partial")]:
+                partial.unlink()
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """For a run's folder: no other run writes there meanwhile, not even one that began at the same time stamp."""
+    with ExitStack() as held:
+        with naming(folder):
+            lock = held.enter_context(open(folder / ".lock", "a"))
+            if not _take(lock):
+                raise UserError(f"another run is writing in {folder}: set hydra.run.dir=FOLDER to one of its own")
+        yield
+
+
+def _take(lock: TextIO) -> bool:
+    """Whether nobody else had it."""
     try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        console.print(f"another run makes {path}: waiting for it")
-        return lock.acquire()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ups.files import write
+from ups.tensors import read_tensors, write_tensors
 
 VERSION = "1"  # of the file's layout
 
@@ -29,22 +28,20 @@ class Damaged(Exception):
     """The file is torn, changed, or not what its place says; the message says which."""
 
 
-def write_state(file: Path, state: State) -> None:
+def write_state(file: Path, state: State, keep_as: Path | None = None) -> None:
     tensors = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
         for group, named in state.tensors.items() for name, tensor in named.items()
     }  # fmt: skip
     metadata = {"version": VERSION, "facts": json.dumps(state.facts)}
     metadata["sha256"] = _digest(metadata["facts"], tensors)
-    write(file, lambda partial: save_file(tensors, partial, metadata))
+    write_tensors(file, tensors, metadata, keep_as)
 
 
 def read_state(file: Path) -> State:
     """On the CPU; raises `Damaged`, or an `OSError` of the disk."""
     try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+        tensors, metadata = read_tensors(file)
     except SafetensorError as error:
         raise Damaged(str(error).splitlines()[0]) from error
     if metadata.get("version") != VERSION:

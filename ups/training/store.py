@@ -16,12 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ups.console import console
 from ups.errors import UserError
-from ups.files import locked, read_csv, write, write_csv, write_json
+from ups.files import locked, read_csv, write_csv, write_json
+from ups.tensors import read_tensors, write_tensors
 from ups.training.identity import Identity, differences
 from ups.training.state import Damaged, State, read_state, write_state
 
@@ -79,10 +79,7 @@ class Entry:
     def save_state(self, state: State) -> None:
         """Keeps the state before, for the case that this one turns out torn."""
         self.begin()
-        current = self.path / STATE
-        if current.exists():
-            os.replace(current, self.path / PREVIOUS)
-        write_state(current, state)
+        write_state(self.path / STATE, state, keep_as=self.path / PREVIOUS)
 
     def load_state(self) -> State | None:
         """The newest sound state; one that is damaged is set aside, with a line that says so."""
@@ -111,7 +108,7 @@ class Entry:
     def finish(self, weights: dict[str, Tensor], rows: list[dict[str, float]], result: dict) -> None:
         self.begin()
         file = self.path / WEIGHTS
-        write(file, lambda partial: save_file(weights, partial))
+        write_tensors(file, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
         write_json(self.path / RESULT, result | {"sha256": _sha256(file)})
         self._remove_states()
@@ -122,7 +119,7 @@ class Entry:
         try:
             if _sha256(file) != self.result().get("sha256"):
                 raise UserError(f"{file} is damaged, its checksum does not fit: remove {self.path} and train it again")
-            network.load_state_dict(load_file(file))
+            network.load_state_dict(read_tensors(file)[0])
         except FileNotFoundError:
             raise UserError(f"{file} is missing: remove {self.path} and train it again") from None
         except (SafetensorError, RuntimeError) as error:
