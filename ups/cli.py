@@ -40,7 +40,7 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
         if rank() == 0:
             print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_code)
-    except (OSError, ImportError) as error:  # Hydra's own files, or this program's: what the work meets is told by then
+    except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's files, the modules
         if not (message := told(error, _run_folder())):
             raise
         _leave_it_to_the_first()

@@ -24,9 +24,15 @@ MENDS = {
 }  # fmt: skip
 OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of the process, not of a file's place
 
+MEMORY_SIGNS = (  # in PyTorch's errors, most of which are plain `RuntimeError`s
+    "DefaultCPUAllocator", "CUDA error: out of memory", "Storage size calculation overflowed",
+)  # fmt: skip
+
 
 def told(error: BaseException, folders: Mapping[str, Path]) -> str | None:
     """The line about a fault of the machine; None for anything else. `folders`: by the key that sets each."""
+    if is_out_of_memory(error):
+        return "out of memory: lower stage.batch_size or model.width, and start again; what was saved is kept"
     for each in _with_causes(error):
         number = _number(each)
         if number in OWN_LIMITS:
@@ -41,6 +47,13 @@ def told(error: BaseException, folders: Mapping[str, Path]) -> str | None:
         return None
     elsewhere = "".join(f", or set {key}=FOLDER" for key in _keys_of(file, folders))
     return f"{_at(error)}{os.strerror(error.errno)}: {mend}{elsewhere}, and start again; what was saved is kept"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, NumPy's, and PyTorch's on the CPU and on a GPU; also a size beyond all numbers."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in MEMORY_SIGNS)
 
 
 def _number(error: BaseException) -> int | None:

@@ -35,13 +35,13 @@ class CSVLogger(Logger):
 
     def finish(self, exit_code: int) -> None:
         if self.file:
-            with naming(self.path):  # it writes what a full disk refused before
+            with naming(self.path):  # it tries again what a full disk refused
                 self.file.close()
 
     def _add_columns(self, new: list[str]) -> None:
         rows = []
         if self.file:
-            self.file.close()
+            self.finish(0)
             rows = read_csv(self.path)
         self.columns += new
         write_csv(self.path, self.columns, rows)
