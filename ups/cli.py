@@ -40,8 +40,9 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
         if rank() == 0:
             print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_code)
-    except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's files, the modules
-        if not (message := told(error, _run_folder())):
+    except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's own files, or modules
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+        if not (message := told(error, {key: Path("/")})):
             raise
         _leave_it_to_the_first()
         _fail(message)
@@ -80,15 +81,11 @@ def one_line_errors(cfg: DictConfig) -> Iterator[None]:
 def _folders(cfg: DictConfig) -> dict[str, Path]:
     """That a job writes to, by the key that sets each."""
     chosen = {key: OmegaConf.select(cfg, key) for key in ("store", "cache", "vast.ledger")}
-    return _run_folder() | {key: Path(value) for key, value in chosen.items() if isinstance(value, str)}
-
-
-def _run_folder() -> dict[str, Path]:
-    if not HydraConfig.initialized():
-        return {}
     hydra = HydraConfig.get()
-    sweeps = hydra.mode == RunMode.MULTIRUN
-    return {"hydra.sweep.dir": Path(hydra.sweep.dir)} if sweeps else {"hydra.run.dir": Path(hydra.run.dir)}
+    own = "sweep" if hydra.mode == RunMode.MULTIRUN else "run"
+    return {f"hydra.{own}.dir": Path(hydra[own].dir)} | {
+        key: Path(value) for key, value in chosen.items() if isinstance(value, str)
+    }
 
 
 def _join_torchrun(config_name: str) -> None:
