@@ -16,8 +16,6 @@ from conftest import ROOT, SMALL, clean_environment
 
 from ups.files import locked
 
-CPU = torch.device("cpu")
-
 
 @pytest.mark.slow
 def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
