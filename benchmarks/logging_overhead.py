@@ -42,7 +42,7 @@ def main() -> None:
         CSVLogger(folder / "metrics.csv"),
         build(cfg.logger.wandb, "logger.wandb", folder=folder, config={}),
     ]
-    assert isinstance(loggers[1], WandbLogger) and loggers[1].run is not None
+    assert isinstance(loggers[1], WandbLogger) and not loggers[1].given_up
     callbacks = [
         build(cfg.callbacks.step_metrics, "callbacks.step_metrics", loggers=loggers),
         build(cfg.callbacks.progress, "callbacks.progress"),

@@ -55,3 +55,11 @@ def foreign(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not on this machine: it is data the project did not write and does not ship")
     return path
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the soak counted."""
+    for report in (*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())):
+        for name, value in report.user_properties:
+            if name == "soak":
+                terminalreporter.write_line(value)

@@ -1,20 +1,18 @@
 """Stages come to W&B and from there, and the proof says so only if it is so: the real client, a server on loopback."""
 
-import csv
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, clean_environment
+from conftest import SMALL
 from hydra import compose, initialize_config_dir
+from machines import Machine, steps_of, wait_for
 
 from ups.launch.rehearsal.wandb_server import WandbServer
 from ups.paths import CONFIG_FOLDER
@@ -25,57 +23,13 @@ from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
-TRAINED = {"identity.json", "weights.safetensors", "result.json"}
+TRAINED = {"identity.json", "metrics.csv", "weights.safetensors", "result.json"}
 
 
 @pytest.fixture
 def server():
     with WandbServer() as server:
         yield server
-
-
-@dataclass
-class Machine:
-    """A folder where commands are given, with a home and a store of its own."""
-
-    folder: Path
-    cache: Path
-
-    def start(self, server: WandbServer, *arguments: str, **environment: str) -> subprocess.Popen:
-        self.folder.mkdir(exist_ok=True)
-        own = {"PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(self.cache)}  # no new list of fonts for each machine
-        environment = clean_environment(self.folder) | server.environment | own | environment
-        return subprocess.Popen(
-            [sys.executable, *arguments], cwd=self.folder, env=environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def train(self, server: WandbServer, *overrides: str, **environment: str) -> subprocess.Popen:
-        train = [str(ROOT / "train.py"), *SMALL, f"cache={self.cache}", "hydra.run.dir=run", *overrides]
-        return self.start(server, *train, **environment)
-
-    def trained(self, server: WandbServer, *overrides: str, **environment: str) -> tuple[dict, str]:
-        """(result.json, what was printed) of a training that must succeed."""
-        run = self.train(server, *overrides, **environment)
-        error = run.communicate(timeout=100)[1]
-        assert run.returncode == 0, error
-        return json.loads((self.folder / "run" / "result.json").read_text()), error
-
-    def prove(self, server: WandbServer, *arguments: str, **environment: str) -> tuple[int, str]:
-        """(exit code, last line)."""
-        proof = self.start(server, "-m", "ups.runs.proof", "run", *arguments, **environment)
-        answer, error = proof.communicate(timeout=100)
-        print(answer, error)
-        assert "Traceback" not in error + answer
-        return proof.returncode, answer.strip().splitlines()[-1]
-
-    def rows(self) -> list[dict]:
-        with open(self.folder / "run" / "metrics.csv", newline="") as file:
-            return list(csv.DictReader(file))
-
-    def entry(self) -> Path:
-        (entry,) = (path for path in self.folder.glob("store/operator-*") if path.is_dir())
-        return entry
 
 
 @pytest.fixture
@@ -109,10 +63,6 @@ def twin(finished, copied):
     for name in ("runs", "artifacts", "blobs"):
         setattr(server, name, deepcopy(getattr(finished[1], name)))
     return machine, server
-
-
-def steps_of(rows: list[dict]) -> list[float]:
-    return [float(row["training/operator/step"]) for row in rows if row.get("training/operator/step")]
 
 
 def test_a_training_brings_its_rows_and_its_checkpoint_to_wandb(finished):
@@ -190,6 +140,14 @@ def test_only_the_known_files_are_written_and_only_where_they_belong(twin, look_
     assert look_up(server) == {name: f"tester/ups/{name}:v0"}
     assert {path.name for path in (look_up.store / name).iterdir()} == TRAINED
     assert not list(tmp_path.rglob("*evil*"))
+
+    # A file that is said to lie on this machine already is not taken from there.
+    shutil.rmtree(look_up.store)
+    manifest["contents"]["result.json"]["local_path"] = str(tmp_path / "secret")
+    (tmp_path / "secret").write_text("secret")
+    artifact.manifest = json.dumps(manifest).encode()
+    look_up(server)
+    assert not [file for file in look_up.store.rglob("*.json") if "secret" in file.read_text()]
 
     # A file that is a reference, here to one of this machine, is not followed.
     shutil.rmtree(look_up.store)
@@ -312,7 +270,8 @@ def test_an_unfinished_training_comes_home_and_goes_on_elsewhere(server, machine
 
     elsewhere = Machine(tmp_path / "elsewhere", machine.cache)
     run = elsewhere.train(server, *LONG)
-    wait_for(lambda: (elsewhere.folder / "run" / "metrics.csv").exists() and len(elsewhere.rows()) > 1)
+    known = len(machine.rows())
+    wait_for(lambda: (elsewhere.folder / "run" / "metrics.csv").exists() and len(elsewhere.rows()) > known + 1)
     run.send_signal(signal.SIGTERM)
     error = run.communicate(timeout=30)[1]
     assert run.returncode == 143 and f"an unfinished training in tester/ups/{name}:v0" in error
@@ -336,13 +295,6 @@ def test_a_killed_training_comes_home(server, machine):
     assert server.content(name, "state.safetensors") == state.read_bytes()
     step = read_state(state).facts["step"]
     assert step % 4 == 0 and step + 4 >= steps_of(machine.rows())[-1]
-
-
-def wait_for(holds, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def test_a_folder_of_no_run_is_one_line(server, machine):

@@ -102,31 +102,38 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, command, tmp_
     overrides = ["logger=wandb", *SMALL, "budget.operator=4000", "stage.evaluations=1"]
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={cache}"], cwd=tmp_path, text=True,
-        env=clean_environment(tmp_path), stderr=subprocess.PIPE,
+        env=clean_environment(tmp_path), stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     for _ in range(600):
         time.sleep(0.1)
         rows = [row for path in tmp_path.rglob("metrics.csv") for row in metrics_of(path.parent)]
         if len(rows) > 3:
             break
-    run.send_signal(number)
+    os.killpg(run.pid, number)  # all its processes, as a terminal and a scheduler do
     error = run.communicate(timeout=30)[1]
     assert run.returncode == code, error
     assert "the same command goes on from there" in error and "Traceback" not in error
     (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
-    assert wandb_log.read(folder).exit_code == 1
+    assert wandb_log.read(folder).exit_code == code
     (state,) = tmp_path.glob("store/operator-*/state.safetensors")
     step = read_state(state).facts["step"]
     assert 0 < step < 4000
     assert str(step) in error
 
 
-def test_an_error_in_training_finishes_the_loggers(command, tmp_path):
+def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(command, tmp_path):
     answer = command("train.py", *SMALL, "stage.optimizer.lr=1e30", "stage.optimizer.warmup=0")
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
     assert re.search(r"error: operator: loss .* at step \d", answer.stderr)
     (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
     assert wandb_log.read(folder).exit_code == 1
+
+    repeat = re.search(r"`python (-m ups\.runs\.replay \S+)`", answer.stderr)[1].split()
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    again = subprocess.run([sys.executable, *repeat], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "loss nan" in again.stdout and "largest weight before it: 1e+30" in again.stdout
+    assert re.search(r"first output that is not finite: \w", again.stdout)
 
 
 @pytest.mark.parametrize(

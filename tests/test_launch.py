@@ -132,12 +132,16 @@ def test_launch_rents_and_says_what_it_rented(launch, server, tmp_path, clone):
     assert environment["UPS_SHUTDOWN"] == "1" and environment["UPS_PROVE"] == ""
 
 
-def test_dry_run_rents_nothing(launch, server, tmp_path):
-    answer = launch(*LOSSY, "vast.dry_run=true", "seed=1")
+def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
+    secrets = {name: token_hex(20) for name in ("WANDB_API_KEY", "CONTAINER_API_KEY", "GIT_TOKEN")}
+    answer = launch(*LOSSY, "vast.dry_run=true", "seed=1", **secrets)
     assert answer.returncode == 0, answer.stderr
     assert "nothing was rented" in answer.stdout and "python train.py logger=none seed=1" in answer.stdout
     assert not server.sent(CREATE) and len(list(tmp_path.rglob("onstart.sh"))) == 1
     assert not list(tmp_path.rglob("launch.json"))
+    texts = [file.read_bytes().decode(errors="replace") for file in tmp_path.rglob("*") if file.is_file()]
+    texts += [answer.stdout, answer.stderr, *(repr(request.body) for request in server.requests)]
+    assert not [text for text in texts for secret in (*secrets.values(), server.key) if secret in text]
 
 
 @pytest.mark.parametrize(

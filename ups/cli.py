@@ -40,15 +40,15 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
         if rank() == 0:
             print(interruption, file=sys.stderr)
         sys.exit(interruption.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        _leave_it_to_the_first()
+        _fail(one_line(error, _known_keys(config_name)))
     except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's own files, or modules
         key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
         if not (message := told(error, {key: Path("/")})):
             raise
         _leave_it_to_the_first()
         _fail(message)
-    except (HydraException, OmegaConfBaseException) as error:
-        _leave_it_to_the_first()
-        _fail(one_line(error, _known_keys(config_name)))
     except ValueError as error:
         if not str(error).startswith("Config group override must be a string"):
             raise

@@ -4,6 +4,8 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
@@ -12,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.errors import UserError
+from ups.paths import CONFIG_FOLDER
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,31 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
         if isinstance(error, TypeError) and "__init__() " not in text:
             raise  # a bug, not an argument's name
         raise UserError(f"{key}: {text.rpartition('__init__() ')[2]}") from error
+
+
+def check_origin(content: Any, file: Path, key: str = "") -> None:
+    """Raise for a config from a file of somebody else's if building it could do more than conf/ does.
+
+    `_target_` may be any callable, and `_args_` and interpolations are ways to feed one, or to read the environment.
+    """
+    if isinstance(content, dict):
+        for name, value in content.items():
+            below = f"{key}.{name}" if key else name
+            if name.startswith("_") and (name != "_target_" or value not in known_targets()):
+                raise UserError(f"{file}: {below}={value} is not what conf/ builds a stage of; it is not used")
+            check_origin(value, file, below)
+    elif isinstance(content, list):
+        for position, value in enumerate(content):
+            check_origin(value, file, f"{key}[{position}]")
+    elif isinstance(content, str) and "${" in content:
+        raise UserError(f"{file}: {key}={content} is not resolved, as it would be in an identity that train.py wrote")
+
+
+@cache
+def known_targets() -> list[str]:
+    """The classes that the options of the groups of an identity name."""
+    files = [file for group in ("stage", "model", "dataset") for file in (CONFIG_FOLDER / group).glob("*.yaml")]
+    return [name for file in files for name in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)]
 
 
 def plain(node: DictConfig) -> dict:

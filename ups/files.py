@@ -58,7 +58,11 @@ def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
 def read_csv(path: Path) -> list[dict[str, float]]:
     """A row has the columns in which it is not empty."""
     with open(path, newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        return [{name: _number(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def _number(cell: str) -> float:
+    return int(cell) if cell.isdigit() else float(cell)
 
 
 @contextmanager

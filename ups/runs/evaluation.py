@@ -1,6 +1,5 @@
 """One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
 
-import json
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
 from ups.files import write_json
 from ups.memory import Lever, Memory
-from ups.training.identity import from_content
+from ups.training.identity import read_identity
 from ups.training.obtain import load_chain
 from ups.training.runtime import choose_threads, set_up
 
@@ -35,7 +34,7 @@ def run_evaluation(cfg: DictConfig) -> float:
     file = checkpoint / "identity.json"
     if not file.exists():
         raise UserError(f"checkpoint={checkpoint}: no trained stage is there (it has no identity.json)")
-    identity = from_content(json.loads(file.read_text()))
+    identity = read_identity(file)
     stage = load_chain(identity, checkpoint.parent, runtime).stage
     if cfg.members is not None and not stage.stochastic:
         raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")

@@ -6,7 +6,6 @@ On the CPU, with the weights before the step, its batch and its noise, which the
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from ups.data.batches import Batch
 from ups.errors import UserError
-from ups.training.identity import from_content
+from ups.training.identity import read_identity
 from ups.training.obtain import build_stage, load_chain
 from ups.training.runtime import set_up
 from ups.training.state import Damaged, State, read_state
@@ -31,22 +30,26 @@ def replay(file: Path) -> str:
     except Damaged as error:
         raise UserError(f"{file} is damaged ({error})") from None
     runtime = set_up("cpu", "auto", state.facts["precision"])
-    identity = from_content(json.loads((file.parent / IDENTITY).read_text()))
+    identity = read_identity(file.parent / IDENTITY)
     required = load_chain(identity.requires, file.parent.parent, runtime).stage if identity.requires else None
     stage = build_stage(identity, required, runtime)
     stage.network.load_state_dict(state.tensors["network"])
 
-    found = watch(stage.network)
+    weights = dict(stage.network.named_parameters())
+    largest = max(weights, key=lambda name: float(weights[name].detach().abs().max()))
+    batch, found = batch_of(state), watch(stage.network)
     with runtime.autocast():
-        loss, terms = stage.loss(batch_of(state))
+        loss, terms = stage.loss(batch)
     loss.backward()
-    lines = [f"step {state.facts['step']}: " + ", ".join(
-        f"{name} {float(value.detach()):g}" for name, value in ({"loss": loss} | terms).items()
-    )]  # fmt: skip
-    lines.append(f"first output that is not finite: {found[0] if found else 'none'}")
-    wrong = [name for name, parameter in stage.network.named_parameters() if is_wrong(parameter.grad)]
-    lines.append(f"gradients that are not finite: {', '.join(wrong) or 'none'}")
-    return "\n".join(lines)
+    values = {name: float(value.detach()) for name, value in ({"loss": loss} | terms).items()}
+    wrong = [name for name, weight in weights.items() if is_wrong(weight.grad)]
+    return "\n".join((
+        f"step {state.facts['step']}: {', '.join(f'{name} {value:g}' for name, value in values.items())}",
+        f"its batch: values from {float(batch.u.min()):g} to {float(batch.u.max()):g}",
+        f"largest weight before it: {float(weights[largest].detach().abs().max()):g} in {largest}",
+        f"first output that is not finite: {found[0] if found else 'none'}",
+        f"gradients that are not finite: {len(wrong)} of {len(weights)}{', first ' + wrong[0] if wrong else ''}",
+    ))
 
 
 def batch_of(state: State) -> Batch:

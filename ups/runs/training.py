@@ -41,7 +41,8 @@ def run_training(cfg: DictConfig) -> float:
             with process_group():
                 result = train_chain(cfg, folder, loggers, started)
             exit_code = 0
-        except Interrupted:
+        except Interrupted as interruption:
+            exit_code = interruption.exit_code
             end_at_once_from_now_on()
             raise
         finally:

@@ -6,12 +6,15 @@ live in other nodes of the config, so nothing has to be left out by a list.
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from ups.config import plain
+from ups.config import check_origin, plain
+from ups.errors import UserError, first_line
 
 FORMAT = 1  # raise it when a change of the code changes what the same config trains
 
@@ -50,6 +53,20 @@ def from_content(content: dict) -> Identity:
     required = content["stage"]["requires"]
     below = from_content(content | {"stage": required}) if required else None
     return Identity(content, below)
+
+
+def read_identity(file: Path) -> Identity:
+    """Of a checkpoint's folder, which may be anybody's: it builds what conf/ names, and calls nothing else."""
+    try:
+        content = json.loads(file.read_text())
+        identity = from_content(content)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is no identity of a stage ({type(error).__name__}: {first_line(error)})") from error
+    check_origin(content, file)
+    for each in identity.chain():
+        if not re.fullmatch(r"\w+", str(each.content["stage"].get("name"))):
+            raise UserError(f"{file}: {each.content['stage'].get('name')} is no stage's name, it would leave the store")
+    return identity
 
 
 def canonical(value: Any) -> Any:

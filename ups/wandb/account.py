@@ -10,18 +10,18 @@ from omegaconf import DictConfig
 def api_key() -> str | None:
     """Of WANDB_API_KEY or ~/.netrc, where `wandb login` puts it. Asks nobody, needs no network.
 
-    A file that cannot be read counts as a key "": the client then says what is wrong with it.
+    A file that cannot be read counts as a key "", which nobody takes.
     """
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc  # with the port, as `wandb login` writes it
     try:
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except FileNotFoundError:
         return None
     except (OSError, netrc.NetrcParseError):
         return ""
-    return next((hosts[name][2] for name in hosts if name == host or (host is None and "wandb" in name)), None)
+    return next((hosts[name][2] for name in hosts if name == host or (not host and "wandb" in name)), None)
 
 
 def why_not_kept(cfg: DictConfig) -> str | None:

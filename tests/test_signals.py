@@ -1,0 +1,122 @@
+"""A training that is told to stop: saved and ended within seconds, whoever tells it and whatever it does."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL, clean_environment
+
+from ups.callbacks.callback import Callback
+from ups.training.state import read_state
+
+pytestmark = pytest.mark.slow
+
+LONG = ["logger=none", *SMALL, "budget.operator=40000", "stage.evaluations=1", "~callbacks.figures"]
+POINTS, LOCK = "outputs/*/*/metrics.csv", "own/burgers/train-*.lock"
+
+
+class Training:
+    """train.py in a process group of its own."""
+
+    def __init__(self, folder: Path, *overrides: str):
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *LONG, *overrides], cwd=folder, text=True, start_new_session=True,
+            env=clean_environment(folder) | {"PYTHONPATH": str(ROOT / "tests")},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def wait_for(self, pattern: str, size: int) -> None:
+        """Until there is such a file of at least `size` bytes."""
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size >= size for path in self.folder.glob(pattern)):
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
+            time.sleep(0.02)
+
+    def end(self) -> tuple[int, str, float]:
+        """Exit code, stderr, seconds until it ended."""
+        started = time.monotonic()
+        error = self.process.communicate(timeout=60)[1]
+        return self.process.returncode, error, time.monotonic() - started
+
+    def saved_step(self) -> int:
+        (state,) = self.folder.glob("store/operator-*/state.safetensors")
+        return read_state(state).facts["step"]
+
+
+@pytest.fixture
+def start(tmp_path, cache):
+    started = []
+
+    def run(*overrides: str) -> Training:
+        started.append(Training(tmp_path, f"cache={cache}", *overrides))
+        return started[-1]
+
+    yield run
+    for each in started:
+        if each.process.poll() is None:
+            os.killpg(each.process.pid, signal.SIGKILL)
+            each.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_while_data_is_generated(number, start, tmp_path):
+    """The generator's own processes get it too."""
+    run = start("cache=own", "dataset.train=4000", "dataset.solver_points=1024")
+    run.wait_for(LOCK, 0)
+    time.sleep(2.5)
+    os.killpg(run.process.pid, number)
+    code, error, seconds = run.end()
+    assert code == 128 + number and seconds < 5 and "Traceback" not in error, error
+    assert {path.suffix for path in tmp_path.glob("own/burgers/*")} == {".lock"}
+
+
+def test_a_second_signal_ends_at_once_and_what_was_saved_stands(start):
+    """The first is answered at a step's end, and a step that hangs has none."""
+    run = start("callbacks.checkpoint.every=5", "+callbacks.hang._target_=test_signals.Hang", "+callbacks.hang.step=50")
+    run.wait_for("hangs", 0)
+    os.kill(run.process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert run.process.poll() is None
+    os.kill(run.process.pid, signal.SIGTERM)
+    code, error, seconds = run.end()
+    assert code == 143 and seconds < 1 and "SIGTERM again: ended at once" in error
+    assert run.saved_step() == 45
+
+
+class Hang(Callback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, training) -> None:
+        if training.step == self.step:
+            Path("hangs").touch()
+            time.sleep(60)
+
+
+def test_max_hours_stops_by_itself_as_a_signal_does_and_the_same_command_goes_on(start, tmp_path):
+    run = start("runtime.max_hours=0.001")
+    code, error, seconds = run.end()
+    assert code == 143 and 3.6 < seconds < 3.6 + 8, error
+    (line,) = [line for line in error.splitlines() if line.startswith("runtime.max_hours: ")]
+    assert f"stopped operator at step {run.saved_step()} of 40000" in line and "Traceback" not in error
+
+    first = run.saved_step()
+    run = start("runtime.max_hours=0.001")
+    code, error, _ = run.end()
+    assert code == 143 and "resume  operator-" in error and run.saved_step() > first
+    # The points of both starts, each step once.
+    with open(max(tmp_path.glob(POINTS)), newline="") as file:
+        steps = [int(row["training/operator/step"]) for row in csv.DictReader(file)]
+    assert steps == sorted(set(steps)) and steps[:2] == [1, 2] and steps[-1] > first
+    assert set(steps) >= set(range(2, first, 2))
+
+
+def test_max_hours_ends_a_generation_too(start):
+    code, error, seconds = start("cache=own", "dataset.train=20000", "runtime.max_hours=0.001").end()
+    assert code == 143 and seconds < 9 and error.splitlines()[-1].startswith("runtime.max_hours: stopped; "), error
