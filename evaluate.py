@@ -11,7 +11,7 @@ from ups.cli import one_line_errors, run
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base=None)
 def main(cfg: DictConfig) -> float:
-    with one_line_errors():
+    with one_line_errors(cfg):
         from ups.runs.evaluation import run_evaluation
 
         return run_evaluation(cfg)

@@ -13,7 +13,7 @@ outcomes = []  # of a sweep's jobs
 
 @hydra.main(config_path="conf", config_name="launch", version_base=None)
 def main(cfg: DictConfig) -> None:
-    with one_line_errors():
+    with one_line_errors(cfg):
         from ups.launch.command import run_launch
 
         run_launch(cfg, outcomes)

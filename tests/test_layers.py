@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-BASE = ("cli", "config", "console", "errors", "files", "machine", "paths", "signals")
+BASE = ("cli", "config", "console", "errors", "faults", "files", "machine", "memory", "paths", "signals", "tensors")
 LAYERS = {  # package -> the others that it may import, beside the base
     "data": (),
     "models": (),

@@ -107,7 +107,7 @@ def test_a_damaged_cache_is_set_aside_and_made_again(generated, tmp_path, place,
     content[place % len(content)] ^= 1 << bit
     file.write_bytes({"flip": content, "cut": content[: place % len(content)], "empty": b"", "other": b"{}"}[fault])
     assert torch.equal(Burgers(**generator_settings()).load_test(tmp_path, CPU).u, u)
-    assert file.with_suffix(".damaged").exists()
+    file.with_name(f"{file.name}.damaged").unlink()
 
 
 @few

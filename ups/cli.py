@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from hydra import compose, initialize_config_dir
@@ -14,11 +15,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config import one_line
 from ups.errors import Interrupted, UserError, shortened
+from ups.faults import told
 from ups.machine import processes, rank
 from ups.paths import CONFIG_FOLDER
 from ups.signals import interruption, stopping
@@ -43,6 +45,12 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
     except (HydraException, OmegaConfBaseException) as error:
         _leave_it_to_the_first()
         _fail(one_line(error, _known_keys(config_name)))
+    except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's own files, or modules
+        key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+        if not (message := told(error, {key: Path("/")})):
+            raise
+        _leave_it_to_the_first()
+        _fail(message)
     except ValueError as error:
         if not str(error).startswith("Config group override"):
             raise
@@ -54,13 +62,18 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     """Around the work of one job: Hydra would add a line of its own to the error of a single run.
 
     In a sweep the error goes on to Hydra, which runs the other jobs before it is told.
     """
     try:
-        yield
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or not (message := told(error, _folders(cfg))):
+                raise
+            raise UserError(message) from error
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
@@ -74,6 +87,16 @@ def _check_words() -> None:
             raise UserError(f"{word}: is not UTF-8")
         if word.startswith("~") and not re.match(r"~(callbacks|logger)\.\w+(=|$)|~hydra", word):
             raise UserError(f"{word}: the key is needed; only ~callbacks.NAME and ~logger.NAME can be left out")
+
+
+def _folders(cfg: DictConfig) -> dict[str, Path]:
+    """That a job writes to, by the key that sets each."""
+    chosen = {key: OmegaConf.select(cfg, key) for key in ("store", "cache", "vast.ledger")}
+    hydra = HydraConfig.get()
+    own = "sweep" if hydra.mode == RunMode.MULTIRUN else "run"
+    return {f"hydra.{own}.dir": Path(hydra[own].dir)} | {
+        key: Path(value) for key, value in chosen.items() if isinstance(value, str)
+    }
 
 
 def _join_torchrun(config_name: str) -> None:

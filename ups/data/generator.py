@@ -6,16 +6,13 @@ generates only what is new. Two runs that start at once share it: one generates 
 
 import hashlib
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import TimeoutError, active_children, get_context
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ups.console import Bar, console
@@ -24,8 +21,10 @@ from ups.data.initial_conditions import random_sinusoids
 from ups.data.solver import solve
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError
-from ups.files import locked, write
+from ups.files import locked, set_aside
 from ups.machine import cores
+from ups.memory import Lever, Memory
+from ups.tensors import Damaged, read_tensors, write_tensors
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 32  # trajectories solved together: small enough for the caches of one core
@@ -60,9 +59,10 @@ class Burgers:
         return self._load_split("test", cache, device)
 
     def _load_split(self, split: str, cache: Path, device: torch.device) -> Trajectories:
-        parts = [self._load_part(split, nu, cache, device) for nu in self.nu]
-        nu = torch.cat([torch.full((len(part),), value) for part, value in zip(parts, self.nu, strict=True)])
-        return Trajectories(torch.cat(parts), nu, self.time_step)
+        with Memory(f"the data for {split}", lambda: [Lever(f"dataset.{split}", self.counts[split])], device):
+            parts = [self._load_part(split, nu, cache, device) for nu in self.nu]
+            nu = torch.cat([torch.full((len(part),), value) for part, value in zip(parts, self.nu, strict=True)])
+            return Trajectories(torch.cat(parts), nu, self.time_step)
 
     def _load_part(self, split: str, nu: float, cache: Path, device: torch.device) -> Tensor:
         shifts = self.shifts if split == "train" else 1
@@ -73,21 +73,19 @@ class Burgers:
         }  # fmt: skip
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         file = cache / "burgers" / f"{split}-nu{nu:g}-{digest}.safetensors"
-        u = stored(file, key) if file.exists() else None
-        if u is None:
-            with locked(file):
-                u = stored(file, key) if file.exists() else None  # by the run this one waited for
-                if u is None:
-                    set_aside(file)
-                    u = self._generate(split, nu, shifts, device)
-                    metadata = {"key": json.dumps(key), "sha256": sha256(u)}
-                    write(file, partial(save_file, {"u": u}, metadata=metadata))
-                    console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
+        if (u := stored(file, key)) is not None:
+            return u
+        with locked(file):
+            if (u := stored(file, key, damaged=set_aside)) is None:  # nor by the run that this one waited for
+                u = self._generate(split, nu, shifts, device)
+                write_tensors(file, {"u": u}, {"key": json.dumps(key)})
+                console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
         return u
 
     def _generate(self, split: str, nu: float, shifts: int, device: torch.device) -> Tensor:
         """(shifts * count, T, N) float32; the copies of one trajectory lie a solver's cell apart."""
         count = self.counts[split]
+        u = torch.empty(count, self.frames, self.solver_points)  # the largest first: without memory it fails at once
         # The stream depends on the split and nu by their names, so no two parts share an initial condition.
         stream = generator_of(torch.device("cpu"), self.seed, SPLITS.index(split), round(nu * 1e9))
         u0 = random_sinusoids(count, self.solver_points, stream)
@@ -98,7 +96,6 @@ class Burgers:
         solve_chunk = partial(
             solve_frames, kappa=nu / torch.pi, frames=self.frames, time_step=self.time_step, device=device
         )
-        u = torch.empty(count, self.frames, self.solver_points)
         with Bar(f"generating {split}, nu {nu:g}", count) as bar:
             done = 0
             for chunk, frames in _each(solve_chunk, u0, chunks, device):
@@ -111,32 +108,18 @@ class Burgers:
         return torch.cat([u[..., shift::stride] for shift in range(shifts)]).contiguous()
 
 
-def stored(file: Path, key: dict) -> Tensor | None:
-    """The field in a cached file; None if the file is not what was written for this key."""
+def stored(file: Path, key: dict, damaged: Callable[[Path, str], None] = lambda file, reason: None) -> Tensor | None:
+    """The field in a cached file; None if there is none, or if it is not what was written for this key."""
     try:
-        with safe_open(file, "pt") as content:
-            metadata = content.metadata() or {}
-            if metadata.get("key") != json.dumps(key) or list(content.keys()) != ["u"]:
-                return None
-            u = content.get_tensor("u")
-    except (SafetensorError, OSError):
+        tensors, metadata = read_tensors(file)
+        if metadata.get("key") != json.dumps(key):
+            raise Damaged("it holds other data")
+        return tensors["u"]
+    except FileNotFoundError:
         return None
-    return u if metadata.get("sha256") == sha256(u) else None
-
-
-def set_aside(file: Path) -> None:
-    """Keep a damaged file for a look, under a name that nothing reads."""
-    if file.exists():
-        aside = file.with_suffix(".damaged")
-        os.replace(file, aside)
-        console.print(f"warning: {file} is damaged; set aside as {aside.name}, generating it again")
-
-
-def sha256(u: Tensor) -> str:
-    """Of the values, with their type and shape."""
-    digest = hashlib.sha256(f"{u.dtype} {tuple(u.shape)}".encode())
-    digest.update(u.contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    except Damaged as error:
+        damaged(file, str(error))
+        return None
 
 
 def solve_frames(u0: Tensor, kappa: float, frames: int, time_step: float, device: torch.device) -> Tensor:
@@ -155,8 +138,21 @@ def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch
     with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
         # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
         work = [(index, u0[chunks[index]].numpy()) for index in reversed(range(len(chunks)))]
-        for index, frames in pool.imap_unordered(partial(_solve_array, solve_chunk), work):
-            yield chunks[index], torch.from_numpy(frames)
+        workers = set(active_children())
+        solutions = pool.imap_unordered(partial(_solve_array, solve_chunk), work)
+        for _ in work:
+            while (solution := _next(solutions)) is None:
+                if set(active_children()) != workers:  # the pool starts another and waits for the lost work for ever
+                    raise MemoryError("a process that solves was killed")
+            yield chunks[solution[0]], torch.from_numpy(solution[1])
+
+
+def _next(solutions) -> tuple | None:
+    """None if there is none within a second."""
+    try:
+        return solutions.next(timeout=1)
+    except TimeoutError:
+        return None
 
 
 def _start_worker() -> None:

@@ -13,7 +13,9 @@ import torch
 
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError, first_line
+from ups.memory import Lever, Memory
 
+CPU = torch.device("cpu")
 ROWS = 64  # trajectories read at a time: the reader's memory beside the strided data (53 MB at full resolution)
 
 
@@ -44,9 +46,13 @@ class PDEBenchBurgers:
                         f"{max(last_train, first_train + 1)}; choose smaller ones"
                     )
                 read = lambda first, last, shifts, file=file: self._read(file, first, last, shifts)
-                parts["test"].append(read(0, self.test, 1))
-                parts["validation"].append(read(self.test, first_train, 1))
-                parts["train"].append(read(first_train, last_train, self.shifts))
+                for split, *rows in (
+                    ("test", 0, self.test, 1), ("validation", self.test, first_train, 1),
+                    ("train", first_train, last_train, self.shifts),
+                ):  # fmt: skip
+                    lever = Lever(f"dataset.{split}", rows[1] - rows[0])
+                    with Memory(f"reading {path}", lambda lever=lever: [lever], CPU):
+                        parts[split].append(read(*rows))
         return Splits(**{split: _joined(each) for split, each in parts.items()})
 
     def load_test(self, cache: Path, device: torch.device) -> Trajectories:

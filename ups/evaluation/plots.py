@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ups.evaluation.metrics import field_metrics
+from ups.files import write
 
 COLOURS = {"surrogate": "#1668b5", "persistence": "#999999", "solver": "#d97706", "truth": "#222222"}
 
@@ -80,5 +81,5 @@ def save_figures(
     }
     paths = {kind: folder / f"{name}_{kind}.png" for kind in figures}
     for kind, figure in figures.items():
-        figure.savefig(paths[kind], dpi=120)
+        write(paths[kind], lambda partial, figure=figure: figure.savefig(partial, format="png", dpi=120))
     return paths

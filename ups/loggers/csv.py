@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ups.files import read_csv, write_csv
+from ups.files import naming, read_csv, write_csv
 from ups.loggers.logger import Logger
 
 
@@ -23,8 +23,9 @@ class CSVLogger(Logger):
         new = [name for name in row if name not in self.columns]
         if new:
             self._add_columns(new)
-        csv.DictWriter(self.file, self.columns).writerow(row)
-        self.file.flush()
+        with naming(self.path):
+            csv.DictWriter(self.file, self.columns).writerow(row)
+            self.file.flush()
 
     def log_figure(self, name: str, path: Path) -> None:
         """Figures lie in the run's folder already."""
@@ -34,12 +35,13 @@ class CSVLogger(Logger):
 
     def finish(self, exit_code: int) -> None:
         if self.file:
-            self.file.close()
+            with naming(self.path):  # it tries again what a full disk refused
+                self.file.close()
 
     def _add_columns(self, new: list[str]) -> None:
         rows = []
         if self.file:
-            self.file.close()
+            self.finish(0)
             rows = read_csv(self.path)
         self.columns += new
         write_csv(self.path, self.columns, rows)

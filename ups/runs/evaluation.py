@@ -15,6 +15,7 @@ from ups.evaluation.metrics import ensemble_metrics, field_metrics
 from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
 from ups.files import write_json
+from ups.memory import Lever, Memory
 from ups.training.identity import read_identity
 from ups.training.obtain import load_chain
 from ups.training.runtime import choose_threads, set_up
@@ -25,7 +26,7 @@ SHOWN = ("nrmse", "nrmse_worst", "one_step_nrmse", "rmse", "crmse", "max_error",
 
 def run_evaluation(cfg: DictConfig) -> float:
     """The rollout nRMSE of the checkpoint on the chosen test set."""
-    started = time.time()
+    started = time.monotonic()
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     runtime = set_up(**plain(cfg.runtime))
@@ -49,23 +50,27 @@ def run_evaluation(cfg: DictConfig) -> float:
 
     noise = generator_of(runtime.device, 0)
     part = window.split(cfg.batch_size)[0]
-    choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
-    fields = ensemble(stage.step, window, members, cfg.batch_size)
-    baselines = {
-        name: (step, rollout(step, window, batch_size=cfg.batch_size))
-        for name, step in (("persistence", persistence), ("solver", classical_solver))
-    }
+    levers = lambda: [Lever("batch_size", cfg.batch_size), Lever("members", members)]
+    memory = Memory("the rollouts", levers, runtime.device)
+    with memory:
+        choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
+        fields = ensemble(stage.step, window, members, cfg.batch_size)
+        baselines = {
+            name: (step, rollout(step, window, batch_size=cfg.batch_size))
+            for name, step in (("persistence", persistence), ("solver", classical_solver))
+        }
 
     def scores(step, field) -> dict:
         return field_metrics(field, truth) | {
             "one_step_nrmse": field_metrics(one_step(step, window, cfg.batch_size), truth)["nrmse"]
         }
 
-    metrics = scores(stage.step, fields.mean(0))
-    if stage.stochastic:
-        metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
-    metrics["baselines"] = {name: scores(step, field) for name, (step, field) in baselines.items()}
-    metrics |= {"trajectories": len(window), "seconds": round(time.time() - started, 1)}
+    with memory:
+        metrics = scores(stage.step, fields.mean(0))
+        if stage.stochastic:
+            metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
+        metrics["baselines"] = {name: scores(step, field) for name, (step, field) in baselines.items()}
+    metrics |= {"trajectories": len(window), "seconds": round(time.monotonic() - started, 1)}
 
     write_json(folder / "metrics.json", metrics)
     save_figures(

@@ -14,10 +14,10 @@ from omegaconf import DictConfig
 from ups.console import console
 from ups.errors import UserError
 from ups.paths import ROOT
+from ups.tensors import Damaged
 from ups.training.identity import Identity
 from ups.training.obtain import check_foreign
 from ups.training.runtime import Runtime
-from ups.training.state import Damaged
 from ups.training.store import TRAINED, UNFINISHED, Entry, unfinished
 from ups.wandb.account import why_not_kept
 

@@ -14,10 +14,11 @@ from torch import nn
 
 from ups.data.batches import Batch
 from ups.errors import UserError
+from ups.tensors import Damaged
 from ups.training.identity import read_identity
 from ups.training.obtain import build_stage, load_chain
 from ups.training.runtime import set_up
-from ups.training.state import Damaged, State, read_state
+from ups.training.state import State, read_state
 from ups.training.store import IDENTITY
 
 

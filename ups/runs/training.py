@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from ups.config import build, check, plain
 from ups.console import console
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted
-from ups.files import write_json
+from ups.files import alone_in, write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.machine import rank
+from ups.memory import Lever, Memory
 from ups.paths import ROOT
 from ups.runs.lookup import fetch_missing
 from ups.signals import end_at_once_from_now_on
@@ -30,21 +32,23 @@ from ups.training.runtime import set_up
 
 def run_training(cfg: DictConfig) -> float:
     """The score of the stage asked for: its validation rollout nRMSE."""
-    started = time.time()
+    started = time.monotonic()
     folder = Path(HydraConfig.get().runtime.output_dir)
     loggers: list[Logger] = []
     exit_code = 1
-    try:
-        with process_group():
-            result = train_chain(cfg, folder, loggers, started)
-        exit_code = 0
-    except Interrupted as interruption:
-        exit_code = interruption.exit_code
-        end_at_once_from_now_on()
-        raise
-    finally:
-        for logger in loggers:
-            logger.finish(exit_code)
+    with alone_in(folder) if rank() == 0 else nullcontext():
+        try:
+            with process_group():
+                result = train_chain(cfg, folder, loggers, started)
+            exit_code = 0
+        except Interrupted as interruption:
+            exit_code = interruption.exit_code
+            end_at_once_from_now_on()
+            raise
+        finally:
+            with ExitStack() as finishing:  # each, whatever becomes of the others
+                for logger in loggers:
+                    finishing.callback(logger.finish, exit_code)
     report(result, folder)
     return result["score"]
 
@@ -64,9 +68,11 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
         with first_ahead():
             splits = dataset.load(Path(cfg.cache), runtime.device)
         protocol = (dataset.initial_frame, dataset.rollout_steps)
-        return Splits(
-            splits.train, splits.validation.window(*protocol), splits.test.window(*protocol)
-        ).to(runtime.device)
+        train = Lever("dataset.train", cfg.dataset.train or len(splits.train))
+        with Memory("the data", lambda: [train], runtime.device):
+            return Splits(
+                splits.train, splits.validation.window(*protocol), splits.test.window(*protocol)
+            ).to(runtime.device)
 
     callbacks: list[Callback] = []
     if rank() == 0:
@@ -74,7 +80,7 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
             loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
         callbacks = make_callbacks(cfg, loggers, folder)
     obtained = obtain(plan, data, callbacks, runtime)
-    result = result_of(obtained, plan, cfg.seed, time.time() - started)
+    result = result_of(obtained, plan, cfg.seed, time.monotonic() - started)
     if rank() == 0:
         write_json(folder / "result.json", result)
     return result

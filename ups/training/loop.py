@@ -17,6 +17,7 @@ from ups.machine import processes
 from ups.signals import StopSignal, interruption
 from ups.stages.stage import Stage
 from ups.training.distributed import agreed, average, by_first, own_part
+from ups.training.levers import evaluating, stepping
 from ups.training.nonfinite import refuse_or_skip
 from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate, load_moments, moments
 from ups.training.runtime import Runtime
@@ -34,6 +35,7 @@ class LoopSettings:
     evaluations: int
     optimizer: OptimizerSettings
     seed: int
+    key: str = "stage"  # where the node stands in the config
 
     def evaluates_at(self, step: int) -> bool:
         """`evaluations` times, evenly spaced, the last at the end."""
@@ -102,6 +104,8 @@ class Training:
 def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -> None:
     """From the training's step to its last; the network then has the weights that validated best."""
     settings, stage, data = training.settings, training.stage, training.data
+    place = (training.entry.identity, settings.key, runtime.device)
+    step_memory, evaluation_memory = stepping(*place), evaluating(*place, "validation")
     callbacks = list(callbacks)
 
     def call(hook: str, *arguments) -> None:
@@ -114,13 +118,14 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
             while not training.is_complete:
                 if not training.needs_evaluation:  # as it does after a stop in the middle of one
                     started = time.perf_counter()
-                    training_step(training, runtime)
+                    with step_memory:
+                        training_step(training, runtime)
                     training.seconds += time.perf_counter() - started
                     call("on_step")
 
                 if training.needs_evaluation:
                     evaluate = lambda: stop.unless_received(lambda: stage.evaluate(data.validation))
-                    with training.average.used_by(stage):
+                    with training.average.used_by(stage), evaluation_memory:
                         scores = by_first(evaluate)
                     if scores is not None:
                         training.evaluated = training.step
@@ -135,7 +140,8 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
                         f"{training.entry.path}; the same command goes on from there",
                     )
         load_best(training)
-        call("on_end")
+        with evaluation_memory:  # for the figures
+            call("on_end")
     except BaseException as error:
         call("on_exception", error)
         raise

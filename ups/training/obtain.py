@@ -20,6 +20,7 @@ from ups.machine import processes
 from ups.stages.stage import Stage
 from ups.training.distributed import by_first, first_ahead
 from ups.training.identity import Identity
+from ups.training.levers import building, evaluating, stepping
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
 from ups.training.runtime import Runtime, choose_threads
@@ -97,12 +98,12 @@ def print_plan(plan: list[Planned]) -> None:
 def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Runtime) -> Obtained:
     """Walk the plan. `data_of()` gives the splits and is called only if something has to be trained."""
     obtained = None
-    for planned in plan:
+    for place, planned in enumerate(plan, 1):
         required = obtained.stage if obtained else None
-        entry = planned.entry
+        entry, key = planned.entry, "stage" + ".requires" * (len(plan) - place)
         with claimed(entry) as ours:
             if ours:
-                planned.action = train_stage(entry, required, data_of(), callbacks, runtime)
+                planned.action = train_stage(entry, required, data_of(), callbacks, runtime, key)
             else:
                 planned.action = "found"
                 for callback in callbacks:
@@ -144,8 +145,8 @@ def load_chain(identity: Identity, store: Path, runtime: Runtime) -> Obtained:
     return obtained
 
 
-def build_stage(identity: Identity, required: Stage | None, runtime: Runtime) -> Stage:
-    """Untrained, with initial weights that are a function of the seed."""
+def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, key: str = "stage") -> Stage:
+    """Untrained, with initial weights that are a function of the seed. `key` is its place in the config."""
     content = identity.content
     node = {key: value for key, value in content["stage"].items() if key not in LOOP_KEYS and key != "requires"}
     arguments = {"requires": required}
@@ -154,8 +155,9 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime) ->
     elif required is None:
         arguments["model"] = build(OmegaConf.create(content["model"]), "model", partial=True)
     torch.manual_seed(content["seed"])
-    stage = build(OmegaConf.create(node), "stage", **arguments)
-    stage.network.to(runtime.device)
+    with building(identity, key, runtime.device):
+        stage = build(OmegaConf.create(node), "stage", **arguments)
+        stage.network.to(runtime.device)
     return stage
 
 
@@ -176,21 +178,25 @@ def check_foreign(entry: Entry, runtime: Runtime) -> None:
     return network.load_state_dict(state.tensors["average"])
 
 
-def build_chain(identity: Identity, runtime: Runtime) -> Stage:
+def build_chain(identity: Identity, runtime: Runtime, key: str = "stage") -> Stage:
     """Untrained, its prerequisites too."""
-    return build_stage(identity, build_chain(identity.requires, runtime) if identity.requires else None, runtime)
+    required = build_chain(identity.requires, runtime, f"{key}.requires") if identity.requires else None
+    return build_stage(identity, required, runtime, key)
 
 
-def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime) -> str:
-    """Train or resume one stage; -> "trained" or "resumed"."""
+def train_stage(
+    entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime, key: str
+) -> str:
+    """Train or resume one stage, which stands at `key` in the config; -> "trained" or "resumed"."""
     content = entry.identity.content
     node = content["stage"]
     settings = LoopSettings(
         **{key: node[key] for key in LOOP_KEYS if key != "optimizer"},
         optimizer=OptimizerSettings(**node["optimizer"]),
         seed=content["seed"],
+        key=key,
     )
-    stage = build_stage(entry.identity, required, runtime)
+    stage = build_stage(entry.identity, required, runtime, key)
     check_data(settings, stage, data)
     training = Training(stage, settings, data, entry)
     with first_ahead():  # it sets aside a state that cannot be read
@@ -201,16 +207,19 @@ def train_stage(entry: Entry, required: Stage | None, data: Splits, callbacks: l
         if runtime.threads is None:
             torch.set_num_threads(state.facts["threads"])
     else:
-        choose_threads(runtime, lambda: trial_step(training))
+        with stepping(entry.identity, key, runtime.device):
+            choose_threads(runtime, lambda: trial_step(training))
     if runtime.compile:
         for network in stage.network.children():
             network.compile()
 
     started = time.monotonic()
     train(training, callbacks, runtime)
+    with evaluating(entry.identity, key, runtime.device, "test"):
+        scores = by_first(lambda: stage.evaluate(data.test))
     by_first(lambda: entry.finish(training.best_weights, training.rows, {
         "score": training.best["rollout_nrmse"],
-        "metrics": {"validation": training.best, "test": stage.evaluate(data.test)},
+        "metrics": {"validation": training.best, "test": scores},
         "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
         "skipped": training.skipped,
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},

@@ -1,20 +1,15 @@
-"""What an unfinished training resumes from, as one safetensors file of which no byte can change unnoticed.
+"""What an unfinished training resumes from, as one file of tensors with the rest as JSON in its metadata.
 
-`tensors` are grouped by what they belong to: {"network": {name: tensor}, ...}; `facts` are of JSON's types. The file's
-metadata hold the facts, a version, and a SHA-256 of everything. There is no pickle in it.
+`tensors` are grouped by what they belong to: {"network": {name: tensor}, ...}; `facts` are of JSON's types.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ups.files import write
+from ups.tensors import Damaged, read_tensors, write_tensors
 
 VERSION = "1"  # of the file's layout
 
@@ -25,42 +20,20 @@ class State:
     tensors: dict[str, dict[str, Tensor]]
 
 
-class Damaged(Exception):
-    """The file is torn, changed, or not what its place says; the message says which."""
-
-
-def write_state(file: Path, state: State) -> None:
+def write_state(file: Path, state: State, keep_as: Path | None = None) -> None:
     tensors = {
-        f"{group}/{name}": tensor.detach().cpu().contiguous()
-        for group, named in state.tensors.items() for name, tensor in named.items()
+        f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()
     }  # fmt: skip
-    metadata = {"version": VERSION, "facts": json.dumps(state.facts)}
-    metadata["sha256"] = _digest(metadata["facts"], tensors)
-    write(file, lambda partial: save_file(tensors, partial, metadata))
+    write_tensors(file, tensors, {"version": VERSION, "facts": json.dumps(state.facts)}, keep_as)
 
 
 def read_state(file: Path) -> State:
     """On the CPU; raises `Damaged`, or an `OSError` of the disk."""
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
-    except SafetensorError as error:
-        raise Damaged(str(error).splitlines()[0]) from error
+    tensors, metadata = read_tensors(file)
     if metadata.get("version") != VERSION:
         raise Damaged(f"its version is {metadata.get('version')}, this code reads {VERSION}")
-    if metadata.get("sha256") != _digest(metadata.get("facts", ""), tensors):
-        raise Damaged("its checksum does not fit")
     grouped: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, _, own = name.partition("/")
         grouped.setdefault(group, {})[own] = tensor
     return State(json.loads(metadata["facts"]), grouped)
-
-
-def _digest(facts: str, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(facts.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -9,20 +9,18 @@
 Everything is written to a temporary name, synced and renamed.
 """
 
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ups.console import console
-from ups.errors import UserError
-from ups.files import locked, read_csv, read_json, write, write_csv, write_json
+from ups.errors import UserError, first_line
+from ups.files import locked, read_csv, read_json, set_aside, write_csv, write_json
+from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import Identity, differences
-from ups.training.state import Damaged, State, read_state, write_state
+from ups.training.state import State, read_state, write_state
 
 IDENTITY, WEIGHTS, METRICS, RESULT = "identity.json", "weights.safetensors", "metrics.csv", "result.json"
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
@@ -87,10 +85,7 @@ class Entry:
     def save_state(self, state: State) -> None:
         """Keeps the state before, for the case that this one turns out torn."""
         self.begin()
-        current = self.path / STATE
-        if current.exists():
-            os.replace(current, self.path / PREVIOUS)
-        write_state(current, state)
+        write_state(self.path / STATE, state, keep_as=self.path / PREVIOUS)
 
     def load_state(self) -> State | None:
         """The newest sound state; one that is damaged is set aside, with a line that says so."""
@@ -102,9 +97,7 @@ class Entry:
                     raise Damaged("it is of another stage")
                 return state
             except Damaged as error:
-                aside = file.with_name(f"{file.name}.damaged")
-                os.replace(file, aside)
-                console.print(f"warning: {file} is damaged ({error}): set aside as {aside.name}")
+                set_aside(file, str(error))
         if files:
             console.print(f"warning: no sound state is left in {self.path}: the training starts from step 0")
         return None
@@ -118,23 +111,25 @@ class Entry:
 
     def finish(self, weights: dict[str, Tensor], rows: list[dict[str, float]], result: dict) -> None:
         self.begin()
-        file = self.path / WEIGHTS
-        write(file, lambda partial: save_file(weights, partial))
+        digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
-        write_json(self.path / RESULT, result | {"sha256": _sha256(file)})
+        write_json(self.path / RESULT, result | {"sha256": digest})
         self._remove_states()
 
     def load_weights(self, network: nn.Module) -> None:
         """Of a trained entry."""
-        file = self.path / WEIGHTS
+        file, again = self.path / WEIGHTS, f"remove {self.path} and train it again"
         try:
-            if _sha256(file) != self.result().get("sha256"):
-                raise UserError(f"{file} is damaged, its checksum does not fit: remove {self.path} and train it again")
-            network.load_state_dict(load_file(file))
+            tensors, metadata = read_tensors(file)
+            if metadata["sha256"] != self.result().get("sha256"):
+                raise Damaged(f"it is not the one that {RESULT} was written for")
+            network.load_state_dict(tensors)
         except FileNotFoundError:
-            raise UserError(f"{file} is missing: remove {self.path} and train it again") from None
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise UserError(f"{file} does not fit its identity.json ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{file} is missing: {again}") from None
+        except Damaged as error:
+            raise UserError(f"{file} is damaged ({error}): {again}") from error
+        except RuntimeError as error:
+            raise UserError(f"{file} does not fit its identity.json ({first_line(error)}): {again}") from error
 
     def begin(self) -> None:
         if not (self.path / IDENTITY).exists():
@@ -169,10 +164,3 @@ def unfinished(identity: Identity) -> str:
     """The name of an unfinished entry's artifact."""
     return f"{identity.folder}-unfinished"
 
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

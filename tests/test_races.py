@@ -1,0 +1,129 @@
+"""Runs that want the same thing at once: one makes it, the others wait or find it, also when the one is killed."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL, clean_environment
+
+from ups.files import locked
+
+
+@pytest.mark.slow
+def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
+    """Each trains a diffusion of its own, of one operator."""
+    shared = [override for override in SMALL if not override.startswith("stage.")]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), "stage=diffusion_residual", f"stage.sigma=[0.02,{10 + job}]",
+             f"hydra.run.dir=run{job}", "stage.evaluations=1", "logger=none", *shared, f"cache={cache}",
+             "~callbacks.figures", "stage.requires.evaluations=1", "stage.evaluations_per_step=1", "stage.members=1",
+             "dataset.rollout_steps=2"],
+            cwd=tmp_path, env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True,
+        )
+        for job in range(8)
+    ]  # fmt: skip
+    errors = [run.communicate(timeout=200)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0] * 8, errors
+    plans = [json.loads((tmp_path / f"run{job}" / "result.json").read_text())["plan"] for job in range(8)]
+    assert sorted(plan[0]["action"] for plan in plans) == ["found"] * 7 + ["trained"]
+    assert [plan[1]["action"] for plan in plans] == ["trained"] * 8
+    assert len(list((tmp_path / "store").glob("operator-*/"))) == 1
+    assert len(list((tmp_path / "store").glob("diffusion_residual-*/result.json"))) == 8
+    assert not list((tmp_path / "store").rglob("*.partial"))
+
+
+def hold(path: Path, held) -> None:
+    with locked(path):
+        path.mkdir()
+        (path / ".state.safetensors.4711.partial").write_text("half")
+        (path.parent / f".{path.name}.4711.partial").write_text("half")
+        (path.parent / ".other.4711.partial").write_text("another's")
+        held.set()
+        time.sleep(100)
+
+
+def test_the_lock_of_a_killed_process_is_free_and_its_partial_files_go(tmp_path):
+    context = get_context("spawn")
+    held, path = context.Event(), tmp_path / "operator-0"
+    owner = context.Process(target=hold, args=(path, held))
+    owner.start()
+    assert held.wait(60)
+    with open(tmp_path / "operator-0.lock") as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.join()
+    started = time.monotonic()
+    with locked(path):
+        assert time.monotonic() - started < 1
+        assert {file.name for file in tmp_path.rglob("*.partial")} == {".other.4711.partial"}
+
+
+GENERATE = f"""
+    import sys, torch
+    from pathlib import Path
+    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+    from test_data import generator_settings
+    from ups.data.generator import Burgers
+
+    if __name__ == "__main__":
+        settings = generator_settings(train=64, solver_points=512, frames=11)
+        print(float(Burgers(**settings).load(Path(sys.argv[1]), torch.device("cpu")).train.u.sum()))
+"""
+
+
+def generate(tmp_path: Path, cache: str) -> subprocess.Popen:
+    script = tmp_path / "generate.py"
+    script.write_text(textwrap.dedent(GENERATE))
+    return subprocess.Popen([sys.executable, str(script), cache], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def workers_of(run: subprocess.Popen) -> list[int]:
+    """The processes in which a generator solves, once there are two."""
+    while True:
+        children = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "spawn_main"], capture_output=True, text=True)
+        if len(pids := children.stdout.split()) >= 2 or run.poll() is not None:
+            return [int(pid) for pid in pids]
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_second_generator_takes_over_from_one_that_is_killed(tmp_path):
+    """In the middle of its work, while the other waits; its processes end with it."""
+    first = generate(tmp_path, "cache")
+    workers = workers_of(first)
+    second = generate(tmp_path, "cache")
+    for line in second.stderr:
+        if "waiting for it" in line:
+            break
+    os.kill(first.pid, signal.SIGKILL)
+    output, error = second.communicate(timeout=60)
+    assert second.returncode == 0, error
+    assert first.wait() == -signal.SIGKILL and workers
+    assert float(output) == float(generate(tmp_path, "alone").communicate(timeout=60)[0])
+    assert len(list(tmp_path.glob("cache/burgers/*.safetensors"))) == 3
+    assert not list(tmp_path.rglob("*.partial"))
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}/exe").exists() for pid in workers)
+
+
+@pytest.mark.slow
+def test_a_generator_whose_worker_is_killed_says_so(tmp_path):
+    """As the system does where memory runs out; the pool alone would wait for ever."""
+    run = generate(tmp_path, "cache")
+    for pid in workers_of(run):
+        os.kill(pid, signal.SIGKILL)
+    error = run.communicate(timeout=60)[1]
+    assert "UserError: the data for train: out of memory" in error and "try dataset.train=" in error
+    assert not list(tmp_path.rglob("*.safetensors"))

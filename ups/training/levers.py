@@ -1,0 +1,39 @@
+"""What a training may lower when memory runs out, under the keys that stand in its config."""
+
+import torch
+
+from ups.machine import processes
+from ups.memory import Lever, Memory
+from ups.training.identity import Identity
+
+
+def of_network(identity: Identity, key: str) -> list[Lever]:
+    """`key` is the stage's place in the config: stage, stage.requires, ..."""
+    network = identity.content["stage"].get("network")
+    place, node = (f"{key}.network", network) if network else ("model", identity.content["model"])
+    return [Lever(f"{place}.width", node["width"], power=2)] if "width" in node else []
+
+
+def building(identity: Identity, key: str, device: torch.device) -> Memory:
+    return Memory(f"building the network of {identity.stage}", lambda: of_network(identity, key), device)
+
+
+def stepping(identity: Identity, key: str, device: torch.device) -> Memory:
+    def levers() -> list[Lever]:
+        batch = Lever(f"{key}.batch_size", identity.content["stage"]["batch_size"], least=processes())
+        return [batch, *of_network(identity, key)]
+
+    return Memory(f"a training step of {identity.stage}", levers, device)
+
+
+def evaluating(identity: Identity, key: str, device: torch.device, split: str) -> Memory:
+    """Rollouts of a split's trajectories by all members: the larger number is lowered first."""
+
+    def levers() -> list[Lever]:
+        numbers = {f"dataset.{split}": identity.content["dataset"][split]}
+        if "members" in identity.content["stage"]:
+            numbers[f"{key}.members"] = identity.content["stage"]["members"]
+        largest_first = sorted(numbers, key=numbers.get, reverse=True)
+        return [*(Lever(name, numbers[name]) for name in largest_first), *of_network(identity, key)]
+
+    return Memory(f"rollouts of {identity.stage} on the {split} data", levers, device)
