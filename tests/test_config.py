@@ -93,6 +93,9 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5", "logger=none"], "dataset.path=nowhere.hdf5: no"),
         (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
         (["+model.foo=1", "logger=none", "experiment=smoke"], "got an unexpected keyword argument 'foo'"),
+        (["+callbacks.progress.foo=1", "logger=none"], "callbacks.progress: got an unexpected keyword argument 'foo'"),
+        (["model._target_=nowhere.Net", "logger=none"], "model._target_=nowhere.Net: there is no such class"),
+        (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
         (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 and at most 1000 or a list of"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
@@ -104,8 +107,10 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_one_line_exit_1_no_traceback(command, arguments, message):
+def test_one_line_exit_1_no_traceback(command, cache, arguments, message):
+    before = set(cache.rglob("*.safetensors"))
     answer = command("train.py", *arguments)
+    assert set(cache.rglob("*.safetensors")) == before or "batch_size" in message, "data was generated for it"
     lines = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
     assert answer.returncode == 1, answer.stderr
     assert len(lines) == 1 and message in lines[0]

@@ -1,6 +1,7 @@
 """All about the composed config that needs no torch: its ranges, its errors, and the call that builds objects."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -206,16 +207,22 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
 
     The only call of Hydra's `instantiate`. `key` is the node's, for the one line about a wrong argument.
     """
-    factory = instantiate(node, _convert_="all", _partial_=True)
-    if partial:
-        return factory
     try:
-        return factory(**arguments)
-    except (TypeError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        if isinstance(error, TypeError) and "__init__() " not in text:
-            raise  # a bug, not an argument's name
-        raise UserError(f"{key}: {text.rpartition('__init__() ')[2]}") from error
+        factory = instantiate(node, _convert_="all", _partial_=True)
+    except InstantiationException as error:
+        raise UserError(f"{key}._target_={node.get('_target_')}: there is no such class") from error
+
+    def construct(**arguments: Any) -> Any:
+        try:
+            return factory(**arguments)
+        except (TypeError, ValueError) as error:
+            text = first_line(error)
+            if isinstance(error, TypeError) and "__init__() " not in text:
+                raise  # a bug, not an argument's name
+            raise UserError(f"{key}: {text.rpartition('__init__() ')[2]}") from error
+
+    construct.__signature__ = inspect.signature(factory.func)
+    return construct if partial else construct(**arguments)
 
 
 def check_origin(content: Any, file: Path, key: str = "") -> None:

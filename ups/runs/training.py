@@ -26,7 +26,7 @@ from ups.runs.lookup import fetch_missing
 from ups.signals import end_at_once_from_now_on
 from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
-from ups.training.obtain import Obtained, Planned, make_plan, obtain, print_plan
+from ups.training.obtain import Obtained, Planned, build_chain, make_plan, obtain, print_plan
 from ups.training.runtime import set_up
 
 
@@ -58,13 +58,14 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     check(cfg)
     runtime = set_up(**plain(cfg.runtime))
     identity, store = identity_of(cfg), Path(cfg.store)
+    dataset = build(cfg.dataset, "dataset")
+    build_chain(identity, runtime)  # a network that cannot be is told before anything is fetched or generated
     origins = by_first(lambda: fetch_missing(identity, store, cfg, runtime))
     plan = make_plan(identity, store, cfg.require, origins)
     print_plan(plan)
 
     @cache
     def data() -> Splits:
-        dataset = build(cfg.dataset, "dataset")
         with first_ahead():
             splits = dataset.load(Path(cfg.cache), runtime.device)
         protocol = (dataset.initial_frame, dataset.rollout_steps)
