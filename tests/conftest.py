@@ -13,7 +13,7 @@ from ups.machine import cores
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "experiment=smoke", "budget.operator=6", "budget.diffusion_residual=6", "budget.consistency_distill=6",
-    "stage.evaluations=2", "callbacks.step_metrics.every=2", "runtime.threads=1",
+    "stage.evaluations=2", "callbacks.step_metrics.every=2", "runtime.threads=1", "dataset.rollout_steps=5",
 ]  # fmt: skip
 
 torch.set_num_threads(1)

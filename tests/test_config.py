@@ -131,7 +131,7 @@ def test_answers_at_once_without_torch(arguments, tmp_path):
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert "operator" in answer.stdout
     assert "torch" not in answer.stderr
-    assert min(runs) < 1.0  # 0.5 s on an idle machine; the suite's is not
+    assert min(runs) < 1.5  # 0.5 s on an idle machine; the suite's is not
 
 
 def test_identity_is_what_determines_the_weights():

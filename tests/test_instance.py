@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,7 +154,8 @@ both_shells = pytest.mark.parametrize("renter", ["bash", "dash"], indirect=True)
 
 
 def test_the_script_is_clean():
-    answer = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True)
+    program = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    answer = subprocess.run([program, str(SCRIPT)], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout
 
 

@@ -9,41 +9,71 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_data import CPU, generator_settings, reader, write_hdf5
 
-from ups.config import check
+from ups.config import build, check, one_line
 from ups.data.generator import Burgers
 from ups.errors import UserError
 from ups.files import read_json, write_json
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of, read_identity
+from ups.training.obtain import build_chain
+from ups.training.runtime import set_up
 
 few = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-KEYS = ("seed", "store", "require", "runtime", "runtime.device", "runtime.foo", "stage.steps", "stage.requires", "foo",
-        "stage.optimizer", "stage.optimizer.lr", "stage.name", "model.width", "dataset.nu", "dataset.time_step",
-        "callbacks.progress.every", "logger.wandb.tags", "budget.operator")  # fmt: skip
+APPS = {"train": [], "evaluate": ["checkpoint=somewhere"], "launch": []}
 VALUES = ("x", "", "null", "-1", "3", "1e300", "1e-300", ".nan", "inf", "9" * 23, "[]", "[1,x]", "{}", "{a:1}", "'a b'",
           "${seed}", "${nope}", "${stage.steps}", "${oc.env:NOPE}", "ü", "true", "x" * 600, '"a\nb"')  # fmt: skip
+ANY = st.one_of(
+    st.sampled_from(VALUES), st.integers().map(str), st.floats().map(repr), st.lists(st.integers(-2, 99)).map(str),
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40).map(
+        lambda text: "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    ),
+)  # fmt: skip
 
 
-@few
-@given(st.sampled_from(("", "++")), st.sampled_from(KEYS), st.sampled_from(VALUES))
-def test_a_config_is_accepted_with_an_identity_or_refused_in_one_line(sign, key, value):
+def keys_of(node, prefix: str = "") -> list[str]:
+    """Of leaves and of nodes; and of neither."""
+    below = [keys_of(value, f"{prefix}{name}.") for name, value in node.items() if isinstance(value, dict)]
+    return [f"{prefix}{name}" for name in (*node, "foo")] + [key for keys in below for key in keys]
+
+
+@pytest.fixture(scope="module", params=APPS)
+def app(request):
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        try:
-            cfg = compose("train", overrides=[f"{sign}{key}={value}"])
-        except (HydraException, OmegaConfBaseException):
-            return  # told by ups/cli.py
+        cfg = compose(request.param, overrides=APPS[request.param])
+        yield request.param, [key for key in keys_of(OmegaConf.to_container(cfg)) if not key.startswith("hydra")]
+
+
+@settings(few, max_examples=100)
+@given(st.data())
+def test_a_config_is_accepted_and_builds_or_is_refused_in_one_line(app, tmp_path, data):
+    name, keys = app
+    key, sign = data.draw(st.sampled_from(keys)), data.draw(st.sampled_from(("", "++")))
+    try:
+        cfg = compose(name, overrides=[*APPS[name], f"{sign}{key}={data.draw(ANY)}"])
+    except (HydraException, OmegaConfBaseException) as error:
+        assert "\n" not in one_line(error, keys)
+        return
+    except ValueError as error:  # a group that is no name: ups/cli.py tells it
+        assert str(error).startswith("Config group override")
+        return
     try:
         check(cfg)
+        if name != "evaluate":
+            identity = identity_of(cfg)
+            build(cfg.dataset, "dataset")
+            for stage_key, node in cfg.callbacks.items():
+                build(node, f"callbacks.{stage_key}", partial=True)
+            if cfg.model.width <= 64 and max(cfg.model.get("dilations", [1])) < 99:  # no other is worth its memory
+                build_chain(identity, set_up("cpu", 1))
     except UserError as error:
-        text = str(error)
-        assert "\n" not in text and len(text) < 400 and (key in text or "stage.steps" in text)
-    else:
-        assert len(identity_of(cfg).digest) == 12
+        assert "\n" not in str(error)
+        assert key.rpartition(".")[2] in str(error) or "stage.steps" in str(error) or "dataset." in str(error)
 
 
 @few

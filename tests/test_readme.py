@@ -37,6 +37,12 @@ def test_the_readme_has_its_two_commands():
     assert "pip install -r requirements.txt && python -m pytest" in BLOCKS[1]
 
 
+def test_every_test_that_a_page_names_exists():
+    names = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    sources = "".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
+    assert len(names) > 40 and not [name for name in names if f"def {name}(" not in sources]
+
+
 @pytest.mark.parametrize("command", sorted(set(COMMANDS), key=COMMANDS.index))
 def test_command(command, folder, cache):
     words = shlex.split(command)
@@ -49,7 +55,7 @@ def test_command(command, folder, cache):
     if words[:3] == ["python", "-m", "pytest"]:
         # This very suite: here, that it is found; from the repo, as a reader would.
         answer = run([sys.executable, *words[1:], "--collect-only"], ROOT)
-        assert answer.returncode == 0 and "test_readme.py" in answer.stdout, answer.stdout[-2000:]
+        assert answer.returncode == 0 and "tests/test_" in answer.stdout, answer.stdout[-2000:]
         return
     launcher = []
     if words[0] == "torchrun":
@@ -75,6 +81,10 @@ def test_command(command, folder, cache):
         with initialize_config_dir(str(ROOT / "conf"), version_base=None):
             overrides = [word.split(",")[0].replace("=ID", "=1") for word in words[2:] if word != "-m"]
             check(compose("launch", overrides=overrides))
+        return
+    elif words[:3] == ["python", "-m", "ups.runs.replay"]:
+        # test_commands.py repeats a step with it; here: that there is such a command.
+        assert run([sys.executable, *words[1:3], "--help"], ROOT).returncode == 0
         return
     elif words[0] == "wandb":
         # The viewer needs a terminal and `sync` a server: that the client has them, and that the files are there.

@@ -135,7 +135,11 @@ def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch
         for chunk in chunks:
             yield chunk, solve_chunk(u0[chunk])
         return
-    with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+    # Ctrl-C reaches the whole group; the parent ends its workers, which are born without an ear for it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pool = get_context("spawn").Pool(workers, initializer=_start_worker)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool:
         # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
         work = [(index, u0[chunks[index]].numpy()) for index in reversed(range(len(chunks)))]
         workers = set(active_children())
@@ -157,7 +161,7 @@ def _next(solutions) -> tuple | None:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also of one that the pool starts later
 
 
 def _solve_array(solve_chunk: Callable, numbered: tuple) -> tuple:
