@@ -64,7 +64,7 @@ def start(tmp_path, cache):
             each.process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_while_data_is_generated(number, start, tmp_path):
     """The generator's own processes get it too."""
     run = start("cache=own", "dataset.train=4000", "dataset.solver_points=1024")

@@ -84,8 +84,10 @@ def _check_words() -> None:
     """What has to be refused before Hydra sees it: a deleted key that is needed, and bytes that no file can hold."""
     for word in sys.argv[1:]:
         if not word.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in word):
+            _leave_it_to_the_first()
             raise UserError(f"{word}: is not UTF-8")
-        if word.startswith("~") and not re.match(r"~(callbacks|logger)\.\w+(=|$)|~hydra", word):
+        if word.startswith("~") and not re.match(r"~(callbacks\.(?!checkpoint\b)|logger\.)\w+(=|$)|~hydra", word):
+            _leave_it_to_the_first()
             raise UserError(f"{word}: the key is needed; only ~callbacks.NAME and ~logger.NAME can be left out")
 
 
@@ -129,7 +131,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {shortened(message, 390)}", file=sys.stderr)
+    print(f"error: {shortened(message, 1000)}", file=sys.stderr)
     sys.exit(1)
 
 

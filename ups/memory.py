@@ -5,6 +5,7 @@ import re
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -94,10 +95,19 @@ def held(device: torch.device) -> int:
 def free(device: torch.device) -> int:
     """Bytes that it may still have."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    available = psutil.virtual_memory().available
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    available = min(psutil.virtual_memory().available, left_to_container())
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return available if limit < 0 else max(min(available, limit - psutil.Process().memory_info().vms), 0)
+
+
+def left_to_container(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes, by the limit of a container (cgroup v2); infinite where there is none."""
+    limit, used = group / "memory.max", group / "memory.current"
+    if not limit.exists() or not used.exists() or limit.read_text().strip() == "max":
+        return math.inf
+    return int(limit.read_text()) - int(used.read_text())
 
 
 def _size(count: int) -> str:

@@ -37,6 +37,7 @@ def interruption(number: int, what: str) -> Interrupted:
 
 def end_at_once_from_now_on() -> None:
     """After a first signal: another one ends the process where it is. What is saved is saved."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     for number in stopping():
         signal.signal(number, _end_at_once)
 
@@ -80,6 +81,8 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if number == signal.SIGALRM:
+                return  # the timer asks for no more than what is under way
             _end_at_once(number, frame)
         self.received = number
         if self._abandons:

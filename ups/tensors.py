@@ -41,7 +41,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise Damaged(str(error).splitlines()[0]) from error
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
     digest = _digest(tensors, {name: text for name, text in metadata.items() if name != "sha256"})
-    if metadata.get("sha256") != digest:
+    if "sha256" not in metadata:
+        raise Damaged("it has no checksum, as files of older versions")
+    if metadata["sha256"] != digest:
         raise Damaged("its checksum does not fit")
     return tensors, metadata
 

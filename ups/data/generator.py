@@ -135,19 +135,21 @@ def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch
         for chunk in chunks:
             yield chunk, solve_chunk(u0[chunk])
         return
-    # Ctrl-C reaches the whole group; the parent ends its workers, which are born without an ear for it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    pool = get_context("spawn").Pool(workers, initializer=_start_worker)
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        pool = get_context("spawn").Pool(workers, initializer=_start_worker)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with pool:
         # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
         work = [(index, u0[chunks[index]].numpy()) for index in reversed(range(len(chunks)))]
-        workers = set(active_children())
+        alive = set(active_children())
         solutions = pool.imap_unordered(partial(_solve_array, solve_chunk), work)
         for _ in work:
             while (solution := _next(solutions)) is None:
-                if set(active_children()) != workers:  # the pool starts another and waits for the lost work for ever
-                    raise MemoryError("a process that solves was killed")
+                if set(active_children()) != alive:  # the pool starts another and waits for the lost work for ever
+                    raise UserError("a process that generates data was killed (out of memory?): free some, start again")
             yield chunks[solution[0]], torch.from_numpy(solution[1])
 
 

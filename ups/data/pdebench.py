@@ -142,7 +142,9 @@ class _File:
     def read(self, selection: tuple) -> np.ndarray:
         """Of `tensor`, as float32; what float32 cannot hold becomes infinite and is refused by the caller."""
         with np.errstate(over="ignore"):
-            return self._ask(lambda: self.tensor[selection]).astype(np.float32)
+            # Its size is checked: that there is no memory for it is no damage.
+            values = self._ask(lambda: self.tensor[selection], unreadable=())
+            return values.astype(np.float32)
 
     def _dataset(self, key: str) -> h5py.Dataset:
         node = self._ask(lambda: self.handle[key])
@@ -157,11 +159,11 @@ class _File:
             raise UserError(f"{self.path}: `{key}` must be finite numbers, it is {values.dtype}")
         return values.astype(np.float64)
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
+    def _ask(self, question: Callable[[], Any], unreadable: tuple = (MemoryError,)) -> Any:
         """A damaged file makes h5py raise almost anything; only its own calls stand inside."""
         try:
             return question()
-        except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, *unreadable) as error:
             reason = first_line(error)[:120]
             raise UserError(f"{self.path} is not a readable HDF5 file ({reason}); download it again") from error
 

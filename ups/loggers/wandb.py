@@ -23,6 +23,7 @@ from ups.wandb.account import api_key
 
 LEAST_ROOM = 1 << 16  # bytes on the disk
 MOST_WAITING = 10_000  # calls, a kilobyte each
+FULL_SECONDS = 0.5  # that a call waits once so many do; a client that works has taken thousands by then
 SERVICE_SECONDS = 60.0  # for the client's own process to come up, beside the server's answer
 INTERRUPTED_SECONDS = 2.5  # for the end of a run that was told to stop
 
@@ -125,7 +126,7 @@ class WandbLogger(Logger):
         if self.given_up:
             return
         try:
-            self.calls.put_nowait((what, call))
+            self.calls.put((what, call), timeout=FULL_SECONDS)
         except Full:
             self._give_up(what, f"no answer, {MOST_WAITING} calls wait")
 
@@ -174,7 +175,7 @@ class WandbLogger(Logger):
 
     def _end_client(self) -> None:
         """Its processes die, so that each of its calls returns, and its hook at the end of this process is undone."""
-        tell = threading.excepthook  # its other threads lose their connection by this, which is nobody's error
+        tell = threading.__excepthook__  # its other threads lose their connection by this, which is nobody's error
         threading.excepthook = lambda raised: None if isinstance(raised.exc_value, ConnectionError) else tell(raised)
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):

@@ -2,7 +2,7 @@
 
     python -m ups.runs.replay store/STAGE-DIGEST/nonfinite-STEP.safetensors
 
-On the CPU, with the weights before the step, its batch and its noise, which the file holds.
+With the weights before the step, its batch and its noise, which the file holds, on the kind of device it was on.
 """
 
 import argparse
@@ -30,15 +30,19 @@ def replay(file: Path) -> str:
         raise UserError(f"{file}: no such file") from None
     except Damaged as error:
         raise UserError(f"{file} is damaged ({error})") from None
-    runtime = set_up("cpu", "auto", state.facts["precision"])
+    if "batch" not in state.tensors:
+        raise UserError(f"{file} holds no step to repeat: it takes a nonfinite-STEP.safetensors")
+    runtime = set_up(state.facts["device"], "auto", state.facts["precision"])
     identity = read_identity(file.parent / IDENTITY)
+    if identity.digest != state.facts["digest"]:
+        raise UserError(f"{file} is of another stage than the {IDENTITY} beside it")
     required = load_chain(identity.requires, file.parent.parent, runtime).stage if identity.requires else None
     stage = build_stage(identity, required, runtime)
     stage.network.load_state_dict(state.tensors["network"])
 
     weights = dict(stage.network.named_parameters())
     largest = max(weights, key=lambda name: float(weights[name].detach().abs().max()))
-    batch, found = batch_of(state), watch(stage.network)
+    batch, found = batch_of(state, runtime.device), watch(stage.network)
     with runtime.autocast():
         loss, terms = stage.loss(batch)
     loss.backward()
@@ -53,10 +57,11 @@ def replay(file: Path) -> str:
     ))
 
 
-def batch_of(state: State) -> Batch:
+def batch_of(state: State, device: torch.device) -> Batch:
     named = dict(state.tensors["batch"])
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device)
     generator.set_state(named.pop("generator"))
+    named = {name: tensor.to(device) for name, tensor in named.items()}
     return Batch(**named, time_step=state.facts["time_step"], size=state.facts["size"], generator=generator)
 
 

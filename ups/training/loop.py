@@ -133,18 +133,22 @@ def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -
                         call("on_evaluate", scores)
                 stopped_by = agreed(stop.received)
                 call("on_checkpoint", stopped_by is not None)
-                if stopped_by is not None:
-                    raise interruption(
-                        stopped_by,
-                        f"stopped {settings.name} at step {training.step} of {settings.steps}, saved in "
-                        f"{training.entry.path}; the same command goes on from there",
-                    )
+                end_if_stopped(training, stopped_by)
+            end_if_stopped(training, agreed(stop.received))  # one that came while the last state was saved
         load_best(training)
         with evaluation_memory:  # for the figures
             call("on_end")
     except BaseException as error:
         call("on_exception", error)
         raise
+
+
+def end_if_stopped(training: Training, number: int | None) -> None:
+    """Raise if a signal has come; the state of this step is saved."""
+    if number is not None:
+        name, steps, place = training.settings.name, training.settings.steps, training.entry.path
+        done = f"stopped {name} at step {training.step} of {steps}, saved in {place}"
+        raise interruption(number, f"{done}; the same command goes on from there")
 
 
 def training_step(training: Training, runtime: Runtime) -> None:
@@ -191,7 +195,7 @@ def keep_if_best(training: Training, scores: dict[str, float]) -> None:
 def load_best(training: Training) -> None:
     if not training.best:
         raise UserError(
-            f"{training.settings.name}: every validation rollout diverged; raise stage.steps, or set "
-            "stage.input_noise=[1e-4,1e-2]"
+            f"{training.settings.name}: every validation rollout diverged; raise {training.settings.key}.steps, or "
+            f"set stage.input_noise=[1e-4,1e-2] of the operator"
         )
     training.stage.network.load_state_dict(training.best_weights)

@@ -1,5 +1,6 @@
 """A loss or a gradient that is not finite: told before the optimizer's step, with all that it takes to see it again."""
 
+import shlex
 from dataclasses import replace
 
 from torch import Tensor
@@ -21,13 +22,15 @@ def refuse_or_skip(training, batch: Batch, loss: Tensor, grad_norm: Tensor, runt
     what = (
         f"{name}: loss {float(loss):g}, gradient {float(grad_norm):g} at step {step}, trajectories "
         f"{','.join(map(str, batch.sample.tolist()))}; no weight was changed by it, the last checkpoint is "
-        f"{'none' if saved is None else f'of step {saved}'}. `python -m ups.runs.replay {file}` shows where"
+        f"{'none' if saved is None else f'of step {saved}'}. `python -m ups.runs.replay {shlex.quote(str(file))}` "
+        "shows where"
     )
+    lower = f"lower {training.settings.key}.optimizer.lr"
     if runtime.on_nonfinite == "stop":
-        raise UserError(f"{what}. Lower stage.optimizer.lr, or set runtime.on_nonfinite=skip")
-    if training.skipped == runtime.max_skipped:
+        raise UserError(f"{what}: {lower}, or set runtime.on_nonfinite=skip")
+    if training.skipped >= runtime.max_skipped:
         raise UserError(
-            f"{what}. runtime.max_skipped={training.skipped} were skipped before it: lower stage.optimizer.lr"
+            f"{what}. {training.skipped} were skipped before it, runtime.max_skipped={runtime.max_skipped}: {lower}"
         )
     training.skipped += 1
     console.print(f"warning: {what}. Skipped, {training.skipped} of at most {runtime.max_skipped}")
@@ -38,6 +41,7 @@ def write_reproduction(file, training, batch: Batch, runtime: Runtime) -> None:
     state: State = training.state()
     fields = {"u": batch.u, "nu": batch.nu, "sample": batch.sample, "frame": batch.frame}
     facts = state.facts | {"time_step": batch.time_step, "size": batch.size, "precision": runtime.precision}
+    facts["device"] = runtime.device.type
     training.entry.begin()
     write_state(file, replace(
         state, facts=facts, tensors=state.tensors | {"batch": fields | {"generator": batch.generator.get_state()}}

@@ -119,6 +119,7 @@ def claimed(entry: Entry) -> Iterator[bool]:
 
         def claim() -> bool:
             if entry.is_trained:
+                entry.remove_states()  # of a run that was killed when it had all but done so
                 return False
             lock.enter_context(locked(entry.path))
             return not entry.is_trained  # by the run this one waited for
@@ -151,12 +152,12 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, ke
     node = {key: value for key, value in content["stage"].items() if key not in LOOP_KEYS and key != "requires"}
     arguments = {"requires": required}
     if "network" in node:
-        arguments["network"] = build(OmegaConf.create(node.pop("network")), "stage.network", partial=True)
+        arguments["network"] = build(OmegaConf.create(node.pop("network")), f"{key}.network", partial=True)
     elif required is None:
         arguments["model"] = build(OmegaConf.create(content["model"]), "model", partial=True)
     torch.manual_seed(content["seed"])
     with building(identity, key, runtime.device):
-        stage = build(OmegaConf.create(node), "stage", **arguments)
+        stage = build(OmegaConf.create(node), key, **arguments)
         stage.network.to(runtime.device)
     return stage
 
@@ -242,12 +243,12 @@ def check_data(settings: LoopSettings, stage: Stage, data: Splits) -> None:
     frames = data.train.u.shape[1]
     if stage.frames_per_sample > frames:
         raise UserError(
-            f"stage.unroll={stage.frames_per_sample - 1} ({settings.name}): the training data has {frames} frames; "
-            f"choose at most {frames - 1}"
+            f"{settings.key}.unroll={stage.frames_per_sample - 1} ({settings.name}): the training data has {frames} "
+            f"frames; choose at most {frames - 1}"
         )
     samples = len(data.train) * (frames - stage.frames_per_sample + 1)
     if settings.batch_size > samples:
         raise UserError(
-            f"stage.batch_size={settings.batch_size} ({settings.name}): the training data has only {samples} samples "
-            f"({len(data.train)} trajectories); choose at most that, or raise dataset.train"
+            f"{settings.key}.batch_size={settings.batch_size} ({settings.name}): the training data has only {samples} "
+            f"samples ({len(data.train)} trajectories); choose at most that, or raise dataset.train"
         )

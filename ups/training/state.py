@@ -1,4 +1,4 @@
-"""What an unfinished training resumes from, as one file of tensors with the rest as JSON in its metadata.
+"""What an unfinished training resumes from, as one file of tensors; the rest is JSON, as bytes in one of them.
 
 `tensors` are grouped by what they belong to: {"network": {name: tensor}, ...}; `facts` are of JSON's types.
 """
@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ups.tensors import Damaged, read_tensors, write_tensors
@@ -24,7 +25,8 @@ def write_state(file: Path, state: State, keep_as: Path | None = None) -> None:
     tensors = {
         f"{group}/{name}": tensor for group, named in state.tensors.items() for name, tensor in named.items()
     }  # fmt: skip
-    write_tensors(file, tensors, {"version": VERSION, "facts": json.dumps(state.facts)}, keep_as)
+    facts = torch.frombuffer(bytearray(json.dumps(state.facts).encode()), dtype=torch.uint8)
+    write_tensors(file, tensors | {"facts": facts}, {"version": VERSION}, keep_as)
 
 
 def read_state(file: Path) -> State:
@@ -32,8 +34,9 @@ def read_state(file: Path) -> State:
     tensors, metadata = read_tensors(file)
     if metadata.get("version") != VERSION:
         raise Damaged(f"its version is {metadata.get('version')}, this code reads {VERSION}")
+    facts = json.loads(tensors.pop("facts").numpy().tobytes())
     grouped: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, _, own = name.partition("/")
         grouped.setdefault(group, {})[own] = tensor
-    return State(json.loads(metadata["facts"]), grouped)
+    return State(facts, grouped)

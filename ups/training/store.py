@@ -9,6 +9,7 @@
 Everything is written to a temporary name, synced and renamed.
 """
 
+import csv
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ class Entry:
                 if (other.path / name).exists():
                     os.replace(other.path / name, self.path / name)
             if self.is_trained:
-                self._remove_states()
+                self.remove_states()
 
     def result(self) -> dict:
         """The scores; a `UserError` if there are none that can be read."""
@@ -80,7 +81,13 @@ class Entry:
 
     def rows(self) -> list[dict[str, float]]:
         """The points of its training."""
-        return read_csv(self.path / METRICS)
+        file = self.path / METRICS
+        try:
+            return read_csv(file)
+        except FileNotFoundError:
+            raise UserError(f"{file} is missing: copy the folder again, or remove it and train again") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise UserError(f"{file} is damaged ({first_line(error)}): remove its folder and train again") from error
 
     def save_state(self, state: State) -> None:
         """Keeps the state before, for the case that this one turns out torn."""
@@ -114,7 +121,7 @@ class Entry:
         digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
         write_json(self.path / RESULT, result | {"sha256": digest})
-        self._remove_states()
+        self.remove_states()
 
     def load_weights(self, network: nn.Module) -> None:
         """Of a trained entry."""
@@ -155,9 +162,11 @@ class Entry:
         """The newest first."""
         return [file for file in (self.path / STATE, self.path / PREVIOUS) if file.exists()]
 
-    def _remove_states(self) -> None:
+    def remove_states(self) -> None:
+        """Of a trained entry; from a read-only store nothing has to go."""
         for file in self._states():
-            file.unlink()
+            with suppress(OSError):
+                file.unlink()
 
 
 def unfinished(identity: Identity) -> str:
