@@ -9,7 +9,7 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import TimeoutError, active_children, get_context
+from multiprocessing import TimeoutError, active_children, get_context, resource_tracker
 from pathlib import Path
 
 import torch
@@ -137,6 +137,8 @@ def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch
         return
     # Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    resource_tracker.ensure_running()  # the pool's helper, which the pool would start, and then unblock SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         pool = get_context("spawn").Pool(workers, initializer=_start_worker)
     finally:
