@@ -12,7 +12,8 @@ from ups.cli import run
 from ups.config import check
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
-from ups.training.obtain import build_chain, check_batch_sizes
+from ups.training.obtain import build_chain
+from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
 
 

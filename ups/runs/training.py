@@ -26,7 +26,8 @@ from ups.runs.lookup import fetch_missing
 from ups.signals import end_at_once_from_now_on
 from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
-from ups.training.obtain import Obtained, Planned, build_chain, make_plan, obtain, print_plan
+from ups.training.obtain import Obtained, build_chain, obtain
+from ups.training.plan import Planned, make_plan, print_plan
 from ups.training.runtime import set_up
 
 

@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from ups.callbacks.callback import Callback
 from ups.config import build
-from ups.console import console
 from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.errors import UserError
@@ -23,6 +22,7 @@ from ups.training.identity import Identity
 from ups.training.levers import building, evaluating, stepping
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
+from ups.training.plan import Planned
 from ups.training.runtime import Runtime, choose_threads
 from ups.training.state import read_state
 from ups.training.store import IDENTITY, STATE, Entry
@@ -30,69 +30,11 @@ from ups.training.store import IDENTITY, STATE, Entry
 LOOP_KEYS = ("name", "steps", "batch_size", "evaluations", "optimizer")  # of a stage's node; the rest is the stage's
 
 
-@dataclass
-class Planned:
-    """One line of the plan and of result.json."""
-
-    entry: Entry
-    action: str  # found | trained | resumed
-    why: str
-
-    def as_dict(self) -> dict:
-        identity = self.entry.identity
-        steps = identity.content["stage"]["steps"]
-        return {"stage": identity.stage, "digest": identity.digest, "action": self.action, "steps": steps}
-
-
 @dataclass(frozen=True)
 class Obtained:
     entry: Entry
     stage: Stage
     result: dict
-
-
-def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, str]) -> list[Planned]:
-    """What will be found and what trained, in order; printed before any work.
-
-    `origins` says of entries that were just brought into the store where they are from.
-    """
-    plan = []
-    for each in identity.chain():
-        entry = Entry(store, each)
-        place = origins.get(each.folder, str(entry.path))
-        if entry.is_trained:
-            plan.append(Planned(entry, "found", place))
-        elif entry.is_started:
-            plan.append(Planned(entry, "resumed", f"an unfinished training in {place}"))
-        else:
-            plan.append(Planned(entry, "trained", entry.why_new()))
-    lacking = [planned.entry for planned in plan[:-1] if planned.action != "found"]
-    if require == "found" and lacking:
-        raise UserError(
-            f"require=found, and {lacking[0].path} is not trained: train it with "
-            f"stage={lacking[0].identity.stage}, or set require=train"
-        )
-    check_batch_sizes([planned.entry.identity for planned in plan if planned.action != "found"], processes())
-    return plan
-
-
-def check_batch_sizes(chain: list[Identity], count: int) -> None:
-    """Before any work: what is to be trained, the last stage last, has batches of `count` equal parts."""
-    for depth, identity in enumerate(reversed(chain)):
-        size = identity.content["stage"]["batch_size"]
-        if size % count:
-            below = size // count * count
-            raise UserError(
-                f"stage.{'requires.' * depth}batch_size={size}: {count} processes need equal parts of a batch; choose "
-                f"{f'{below} or ' if below else ''}{below + count}, or another --nproc-per-node (vast.offer.gpus)"
-            )
-
-
-def print_plan(plan: list[Planned]) -> None:
-    for planned in plan:
-        identity = planned.entry.identity
-        verb = {"found": "found  ", "trained": "train  ", "resumed": "resume "}[planned.action]
-        console.print(f"{verb} {identity.folder}  {identity.content['stage']['steps']} steps  ({planned.why})")
 
 
 def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Runtime) -> Obtained:
