@@ -3,8 +3,8 @@
 A flux form keeps the sum over the cells. The sum that Burgers' equation keeps is of cell averages; of point values it
 jitters as a shock moves through a cell, by 2e-4 at nu 0.001 and 256 points (the `crmse` of persistence, which keeps it
 too, in evaluate.py's table). A network that keeps the sum of point values must put that jitter somewhere, and puts it
-at the shock: most of its error. The average of a cell can be read from the values around it, if they are seen relative
-to their own range, since a shock's position shows in the last percent of the jump.
+at the shock: most of its error. The average of a cell can be read from the values around it: the flanks of a shock are
+exponentials, so the logarithms of the differences on both sides are linear in where it stands between the points.
 
 Shapes: B batch, N points, W window.
 """
@@ -12,20 +12,21 @@ Shapes: B batch, N points, W window.
 import torch
 from torch import Tensor, nn
 
-WINDOW = 9  # points
+WINDOW = 7  # points
+RESOLVED = 1e-4  # of the window's range: differences below it count as none
 
 
 class SubcellCorrection(nn.Module):
     """u: (B, N), c: (B, condition) -> u + w |second difference of u|, (B, N); w = 0 at initialisation.
 
-    w is a function of the window around each point, scaled to [-1, 1], and of the logarithm of its range. The second
-    difference leaves smooth stretches alone.
+    w is a function of the window around each point, scaled to [-1, 1], of its differences on a logarithmic scale, and
+    of its range. The second difference leaves smooth stretches alone.
     """
 
     def __init__(self, condition: int, width: int = 32):
         super().__init__()
         self.weight = nn.Sequential(
-            nn.Conv1d(WINDOW + 1 + condition, width, 1), nn.GELU(), nn.Conv1d(width, width, 1), nn.GELU(),
+            nn.Conv1d(2 * WINDOW + condition, width, 1), nn.GELU(), nn.Conv1d(width, width, 1), nn.GELU(),
             nn.Conv1d(width, 1, 1),
         )  # fmt: skip
         nn.init.zeros_(self.weight[-1].weight)
@@ -39,6 +40,8 @@ class SubcellCorrection(nn.Module):
         low, high = window.amin(1, keepdim=True), window.amax(1, keepdim=True)
         spread = high - low + 1e-3
         scaled = (2 * window - low - high) / spread
-        features = torch.cat((scaled, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
+        steps = window.diff(dim=1) / spread
+        steps = steps.sign() * (steps.abs() / RESOLVED).log1p() / 3
+        features = torch.cat((scaled, steps, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
         second_difference = u.roll(-1, -1) - 2 * u + u.roll(1, -1)
         return u + 4 * self.weight(features)[:, 0].float() * second_difference.abs()

@@ -4,29 +4,34 @@ Shapes: B batch, N points.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ups.data.batches import Batch
 from ups.models.conservative_step import CONDITIONS, ConservativeStep
+from ups.models.step import Step
 from ups.stages.stage import Stage, relative_l2
 
 
 class Operator(Stage):
     """Arguments: see conf/stage/operator.yaml. `model` builds a network from its channels and conditions."""
 
-    def __init__(self, model, requires: None, unroll: int, input_noise: list[float]):
-        self.network: nn.Module = ConservativeStep(model(in_channels=1, out_channels=1, condition=CONDITIONS))
+    def __init__(self, model, requires: None, unroll: int, round_trip: float, input_noise: list[float]):
+        built = model(in_channels=1, out_channels=1, condition=CONDITIONS)
+        self.network: Step = built if isinstance(built, Step) else ConservativeStep(built)
         self.frames_per_sample = unroll + 1
-        self.input_noise = input_noise
+        self.round_trip, self.input_noise = round_trip, input_noise
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         u, truth = batch.u[:, 0], batch.u[:, 1:]
         u = u + self._input_noise(batch)
-        errors = []
+        errors, drifts = [], []
         for k in range(truth.shape[1]):
-            u = self.network(u, batch.nu, batch.time_step)
+            u, state, read_again = self.network.with_round_trip(u, batch.nu, batch.time_step)
             errors.append(relative_l2(u, truth[:, k]).mean())
-        return torch.stack(errors).mean(), {"one_step_loss": errors[0]}
+            drifts.append(relative_l2(read_again, state).mean())
+        drift = torch.stack(drifts).mean()
+        terms = {"one_step_loss": errors[0], "round_trip_loss": drift}
+        return torch.stack(errors).mean() + self.round_trip * drift, terms
 
     def _input_noise(self, batch: Batch) -> Tensor | float:
         """White noise, its deviation log-uniform in the given range of the field's own: rollouts meet their errors."""

@@ -1,0 +1,273 @@
+"""All models trained for the same wall-clock time on the same data and machine, beside baselines and a peer.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/accuracy.py --minutes 4 --seeds 3 --pdebench 1D_Burgers_Sols_Nu0.001.hdf5
+
+Each training is one `python train.py` of one thread, as many at a time as --workers; its steps are what fits into the
+time by a trial under the same conditions. What is done is kept, in cache/ and store/: an interrupted benchmark goes on
+where it stopped. Writes docs/accuracy/nu*.json, .md (the table) and .png.
+"""
+
+import argparse
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from torch import Tensor
+from ups.evaluation.bootstrap import interval, paired_ratio
+
+from ups.config import build, check
+from ups.data.pdebench import PDEBenchBurgers
+from ups.data.solver import finite_volume
+from ups.data.trajectories import Trajectories
+from ups.evaluation.metrics import field_metrics
+from ups.evaluation.rollout import classical_solver, rollout
+from ups.files import read_json, write, write_json
+from ups.paths import CONFIG_FOLDER, ROOT
+from ups.training.identity import identity_of
+from ups.training.obtain import load
+from ups.training.runtime import set_up
+from ups.training.store import Entry
+
+PEER = "neuraloperator_fno"
+MODELS = ("dilresnet", "solver_in_the_loop", "latent_operator", "fno", "unet", PEER)
+LEARNING_RATES: dict[str, float] = {}  # the best on validation of 2e-3, 4e-3 and 8e-3, where that is not the default
+TRIAL_STEPS = 60
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each model and seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--nu", type=float, default=0.001)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--pdebench", type=Path, help="a published file of this nu: a second test set")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    asked = parser.parse_args()
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+
+    models = asked.models.split(",")
+    dataset = build(composed(asked.nu, models[0], 0, 1).dataset, "dataset")
+    dataset.load(Path("cache"), CPU)  # once, before the workers want it
+    tests = {"generated": dataset.load_test(Path("cache"), CPU)}
+    if asked.pdebench:
+        protocol = (dataset.initial_frame, dataset.rollout_steps)
+        tests["pdebench"] = PDEBenchBurgers(str(asked.pdebench), 1000, 64, None, 4, 5, 1, *protocol).load_test(CPU, CPU)
+
+    runs = [(model, seed) for seed in range(asked.seeds) for model in models]
+    with ThreadPoolExecutor(asked.workers) as pool:
+        trained = list(pool.map(lambda run: trained_for(asked.minutes * 60, asked.nu, *run), runs))
+
+    report = {"nu": asked.nu, "minutes": asked.minutes, "workers": asked.workers, "machine": machine()}
+    report["predictors"] = {
+        name: scored([predict], tests, dataset.initial_frame, dataset.rollout_steps)
+        for name, predict in baselines().items()
+    } | {
+        model: scored(
+            [run.pop("predict") for run in trained if run["model"] == model],
+            tests, dataset.initial_frame, dataset.rollout_steps,
+        ) | {"trainings": [run for run in trained if run["model"] == model]}
+        for model in models
+    }  # fmt: skip
+    for scores in report["predictors"].values():
+        for test in tests if PEER in models else ():
+            pair = [predictor[test]["nrmse_per_trajectory"] for predictor in (scores, report["predictors"][PEER])]
+            scores[test]["versus_peer"] = dict(zip(("ratio", "low", "high"), paired_ratio(*pair), strict=True))
+
+    folder = ROOT / "docs" / "accuracy"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"nu{asked.nu:g}.json"
+    write_json(file, report)
+    write(file.with_suffix(".md"), lambda partial: partial.write_text(table(report)))
+    write(file.with_suffix(".png"), lambda partial: picture(report).savefig(partial, format="png", dpi=120))
+    print(table(report))
+
+
+# --- Trainings ---
+
+
+def overrides(nu: float, model: str, seed: int, steps: int) -> list[str]:
+    chosen = [f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}", f"budget.operator={steps}"]
+    if model in LEARNING_RATES:
+        chosen.append(f"stage.optimizer.lr={LEARNING_RATES[model]:g}")
+    return ["hydra.searchpath=[file://benchmarks/conf]", *chosen] if model == PEER else chosen
+
+
+def composed(nu: float, model: str, seed: int, steps: int) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
+        cfg = compose("train", overrides=overrides(nu, model, seed, steps))
+    check(cfg)
+    return cfg
+
+
+def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:
+    """One training by train.py, or what the store has of it."""
+    tried = Path("cache") / "accuracy" / f"{model}-nu{nu:g}-{seconds:g}s-seed{seed}.json"
+    if not tried.exists():
+        tried.parent.mkdir(parents=True, exist_ok=True)
+        write_json(tried, {"steps": round(seconds / seconds_per_step(nu, model, seed))})
+    run = (nu, model, seed, read_json(tried)["steps"])
+    train(overrides(*run))
+    entry = Entry(Path("store"), identity_of(composed(*run)))
+    stage, result = load(entry, None, set_up(device="cpu", threads=1)).stage, entry.result()
+    spent = result["seconds"]["training"]
+    key, step = "evaluation/operator/rollout_nrmse", "training/operator/step"
+    return {
+        "model": model,
+        "seed": seed,
+        "command": "python train.py " + " ".join(overrides(*run)),
+        "parameters": result["parameters"],
+        "seconds": spent,
+        "validation": [(row[step] / run[-1] * spent, row[key]) for row in entry.rows() if key in row],
+        "predict": lambda data, first, steps: rollout(stage.step, data.window(first, steps)),
+    }
+
+
+def seconds_per_step(nu: float, model: str, seed: int) -> float:
+    """Of a short training that is thrown away."""
+    with tempfile.TemporaryDirectory() as store:
+        train([*overrides(nu, model, seed, TRIAL_STEPS), f"store={store}", "stage.evaluations=1"])
+        return read_json(next(Path(store).glob("*/result.json")))["seconds"]["training"] / TRIAL_STEPS
+
+
+def train(chosen: list[str]) -> None:
+    command = [sys.executable, "train.py", *chosen, "logger=none", "runtime.threads=1"]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL if "stage.evaluations=1" in chosen else None)
+
+
+# --- Scores ---
+
+Predict = Callable[[Trajectories, int, int], Tensor]
+"""(data, first frame, steps) -> the predicted frames first + 1 .. first + steps, (S, T, N)."""
+
+
+def baselines() -> dict[str, Predict]:
+    return {
+        "persistence": lambda data, first, steps: data.u[:, [first]].expand(-1, steps, -1),
+        "linear extrapolation": linear_extrapolation,
+        "classical solver": lambda data, first, steps: rollout(classical_solver, data.window(first, steps)),
+        "classical solver, 512 points": partial(fine_solver, factor=2),
+        "classical solver, 1024 points": partial(fine_solver, factor=4),
+    }
+
+
+def linear_extrapolation(data: Trajectories, first: int, steps: int) -> Tensor:
+    u, before = data.u[:, [first]], data.u[:, [first - 1]]
+    return u + torch.arange(1, steps + 1)[:, None] * (u - before)
+
+
+def fine_solver(data: Trajectories, first: int, steps: int, factor: int) -> Tensor:
+    """The classical solver on a grid `factor` times as fine, from the given frame, linear between its points."""
+    u = data.u[:, first]
+    weight = torch.arange(factor) / factor
+    fine = (u[..., None] * (1 - weight) + u.roll(-1, -1)[..., None] * weight).flatten(1)
+    times = [data.time_step * step for step in range(steps + 1)]
+    return finite_volume(fine, float(data.nu[0]) / math.pi, times)[:, 1:, ::factor]
+
+
+def scored(predictors: list[Predict], tests: dict[str, Trajectories], first: int, steps: int) -> dict:
+    """Of one predictor trained with several seeds: means over the seeds, and the spread between them."""
+    scores = {"milliseconds": milliseconds(predictors[0], tests["generated"], first)}
+    for name, data in tests.items():
+        truth = data.window(first, steps).u[:, 1:]
+        each = [field_metrics(predict(data, first, steps), truth) for predict in predictors]
+        per_trajectory = torch.tensor([metrics["nrmse_per_trajectory"] for metrics in each]).mean(0).tolist()
+        nrmse = [metrics["nrmse"] for metrics in each]
+        scores[name] = {
+            "nrmse": statistics.mean(nrmse),
+            "nrmse_of_seeds": nrmse,
+            "nrmse_interval": interval(per_trajectory),
+            "worst_over_mean": statistics.mean(metrics["nrmse_worst"] / metrics["nrmse"] for metrics in each),
+            "diverged": sum(metrics["diverged"] for metrics in each),
+            "nrmse_per_trajectory": per_trajectory,
+        }
+    return scores
+
+
+def milliseconds(predict: Predict, data: Trajectories, first: int) -> float:
+    """Of one step of one trajectory, in batches of 64 on one thread; the median of five."""
+    part = data.split(64)[0]
+    laps = []
+    for _ in range(6):
+        started = time.perf_counter()
+        predict(part, first, 4)
+        laps.append((time.perf_counter() - started) / 4 / len(part) * 1e3)
+    return statistics.median(laps[1:])
+
+
+# --- Table and picture ---
+
+
+def table(report: dict) -> str:
+    tests = [name for name in ("generated", "pdebench") if name in report["predictors"]["persistence"]]
+    titles = {"generated": "256 generated", "pdebench": "PDEBench's own"}
+    columns = ["predictor", "parameters", "training s", "ms a step"]
+    for test in tests:
+        columns += [f"nRMSE, {titles[test]}", "seeds", "worst/mean", "/ peer [95 %]"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for name, scores in report["predictors"].items():
+        runs = scores.get("trainings")
+        seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f}" if runs else ""
+        cells = [name, f"{runs[0]['parameters']:,}" if runs else "", seconds, f"{scores['milliseconds']:.2g}"]
+        for test in tests:
+            at = scores[test]
+            low, high = at["nrmse_interval"]
+            cells.append(f"{at['nrmse']:.2e} [{low:.1e}, {high:.1e}]")
+            cells.append(" ".join(f"{value:.2e}" for value in at["nrmse_of_seeds"]) if runs else "")
+            cells.append(f"{at['worst_over_mean']:.1f}" + (f", {at['diverged']} diverged" if at["diverged"] else ""))
+            ratio = at.get("versus_peer")
+            cells.append(f"{ratio['ratio']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]" if ratio else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(report: dict) -> Figure:
+    """Validation error over training time; test error over inference time."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = iter(("#1668b5", "#c0392b", "#2e7d32", "#d97706", "#7b3fa0", "#222222"))
+    for name, scores in report["predictors"].items():
+        runs = scores.get("trainings", [])
+        colour = next(colours) if runs else "#888888"
+        for run in runs:
+            seconds, errors = zip(*run["validation"], strict=True)
+            left.semilogy(seconds, errors, color=colour, label=name if run is runs[0] else None)
+        at = scores["milliseconds"], scores["generated"]["nrmse"]
+        if at[1] < 0.5:  # persistence and linear extrapolation would leave no room for the others
+            right.loglog(*at, "o" if runs else "s", color=colour)
+            right.annotate(name, at, textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
+    left.set(xlabel="seconds of training, one thread", ylabel="rollout nRMSE, validation", title="training time")
+    right.set(xlabel="milliseconds a step and trajectory, one thread", ylabel="rollout nRMSE, test", title="inference time")
+    left.legend(fontsize=8)
+    for axis in (left, right):
+        axis.grid(alpha=0.3, which="both")
+    figure.suptitle(f"Burgers' equation, nu {report['nu']:g}, 31 steps from one frame, 256 points")
+    return figure
+
+
+def machine() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or [platform.processor()]
+    return f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()

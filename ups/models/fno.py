@@ -1,0 +1,54 @@
+"""Fourier neural operator (Li et al., arXiv 2010.08895): global convolutions with learned Fourier coefficients.
+
+Shapes: B batch, C channels, N points, K condition scalars, M modes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ups.models.conditioning import ConditionEmbedding
+
+
+class FNO(nn.Module):
+    """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N); zero at initialisation.
+
+    Equivariant to shifts of the grid; `modes` counts the wave numbers that a layer mixes, from 0 up.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, condition: int, modes: int, width: int, blocks: int):
+        super().__init__()
+        self.embed = ConditionEmbedding(condition, 16)
+        self.lift = nn.Conv1d(in_channels, width, 1)
+        self.blocks = nn.ModuleList(FourierBlock(width, modes) for _ in range(blocks))
+        self.project = nn.Conv1d(width, out_channels, 1)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        embedding = self.embed(c)
+        h = self.lift(x)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.project(F.gelu(h))
+
+
+class FourierBlock(nn.Module):
+    """h + W gelu(h scaled and shifted by the condition) + a product with learned coefficients in Fourier space."""
+
+    def __init__(self, width: int, modes: int):
+        super().__init__()
+        self.modulate = nn.Linear(16, 2 * width)
+        nn.init.zeros_(self.modulate.weight)
+        nn.init.zeros_(self.modulate.bias)
+        self.pointwise = nn.Conv1d(width, width, 1)
+        self.coefficients = nn.Parameter(torch.randn(width, width, modes, 2) / width)  # real and imaginary parts
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.modulate(embedding)[..., None].chunk(2, 1)
+        h_in = F.gelu(torch.addcmul(shift, h, 1 + scale))
+        spectrum = torch.fft.rfft(h_in.float())  # cuFFT has no bfloat16
+        coefficients = torch.view_as_complex(self.coefficients)
+        modes = min(coefficients.shape[2], spectrum.shape[2])  # a coarse grid has fewer
+        mixed = torch.einsum("bim,iom->bom", spectrum[..., :modes], coefficients[..., :modes])
+        return h + self.pointwise(h_in) + torch.fft.irfft(mixed, h.shape[-1])

@@ -1,0 +1,71 @@
+"""A coarse classical step and a learned correction of its flux (after Um et al., arXiv 2007.00016).
+
+The classical step advances the cell averages; the network sees them before and after, and adds a flux of its own. What
+is left to learn is small and local: the subcell structure, and what the solver of the data does to a shock.
+
+Shapes: B batch, N points, Q nodes of a quadrature.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ups.data.solver import finite_volume
+from ups.errors import UserError
+from ups.models.conservative_step import ConservativeStep, backward_difference
+from ups.models.dilresnet import DilatedResNet
+
+
+class SolverInTheLoop(ConservativeStep):
+    """Arguments: see conf/model/solver_in_the_loop.yaml. It is a step as a whole, no network for a corrector."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, condition: int, solver: str, solver_gradient: bool, width: int,
+        kernel: int, dilations: list[int],
+    ):  # fmt: skip
+        if (in_channels, out_channels) != (1, 1):
+            raise UserError(
+                "model=solver_in_the_loop is an operator as a whole, no network of a corrector: choose dilresnet there"
+            )
+        super().__init__(DilatedResNet(2, 1, condition, width, kernel, dilations))
+        self.solve, self.solver_gradient = SOLVERS[solver], solver_gradient
+
+    def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.solver_gradient):
+            solved = self.solve(averages, nu[:, None] / math.pi, time_step)
+        return self.corrected(solved, torch.stack((averages, solved), 1), time_step, c)
+
+
+def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
+    """(B, N) cell averages, (B, 1) viscosities -> the averages a time step later, (B, N); the sum is kept to rounding.
+
+    The potential Phi, Phi_x = u, is known at the faces of the cells exactly. Cole and Hopf's transformation gives it a
+    time step later, Phi(x, t) = -2 kappa log (4 pi kappa t)^(-1/2) int exp(-(Phi(y) + (x - y)^2 / 2t) / 2 kappa) dy,
+    and its differences are the new averages. The integrand is a Gaussian of deviation sqrt(2 kappa t) (1.4 cells at
+    nu 0.001, 256 points, a step of 0.05) times what the averages make of it: nodes 0.7 deviations apart are enough.
+    """
+    points, dx = averages.shape[-1], 1.0 / averages.shape[-1]
+    narrow, wide = ((2 * kappa * time_step).aminmax())
+    nodes = max(1, math.ceil(dx / (1.4 * math.sqrt(narrow))))  # in a cell
+    reach = math.ceil((float(averages.detach().abs().max()) * time_step + 6 * math.sqrt(wide)) / dx) * nodes
+
+    potential = (averages.repeat_interleave(nodes, -1) * (dx / nodes)).cumsum(-1)  # (B, N nodes), linear in a cell
+    offset = torch.arange(-reach, reach + 1, device=averages.device)  # (Q,)
+    face = torch.arange(1, points + 1, device=averages.device) * nodes - 1
+    node = face[:, None] + offset  # (N, Q): it goes around the circle, and the potential rises by the sum each time
+    turns = torch.div(node, points * nodes, rounding_mode="floor")
+    around = potential[:, node % (points * nodes)] + turns * potential[:, -1:, None]
+
+    here = potential[:, face]
+    action = around - here[..., None] + (offset * dx / nodes).square() / (2 * time_step)
+    kernel = 0.5 * torch.log(4 * math.pi * kappa * time_step) - math.log(dx / nodes)
+    change = -2 * kappa * (torch.logsumexp(-action / (2 * kappa[..., None]), -1) - kernel)
+    return averages + backward_difference(change) / dx
+
+
+def finite_volume_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
+    return finite_volume(averages, kappa, [0.0, time_step])[:, -1]
+
+
+SOLVERS = {"cole_hopf": cole_hopf_step, "finite_volume": finite_volume_step}
