@@ -10,9 +10,9 @@ import torch
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
-from ups.evaluation.plots import save_figures
+from ups.evaluation.plots import save_figures, space_time
 from ups.evaluation.rollout import ensemble, one_step, rollout
-from ups.files import nulled, write_json
+from ups.files import nulled, write, write_json
 
 
 def test_metrics_by_hand():
@@ -67,12 +67,12 @@ def test_frequency_bands_by_hand():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
 def test_a_rollout_that_blew_up_is_counted_and_can_be_written(bad, tmp_path):
     truth = 1 + torch.rand(3, 4, 32, generator=torch.Generator().manual_seed(0))
     prediction = truth.clone()
     prediction[1, 2:] = bad
-    prediction[2, 3] *= 2.5
+    prediction[2, 3, 7] = bad
     got = field_metrics(prediction, truth)
     assert got["diverged"] == 2 and got["nrmse_per_trajectory"][0] == 0
     assert not math.isfinite(got["nrmse"]) and not math.isfinite(got["energy_excess"])
@@ -82,6 +82,9 @@ def test_a_rollout_that_blew_up_is_counted_and_can_be_written(bad, tmp_path):
     assert read["nrmse"] is None and read["nrmse_per_frame"][:2] == [0, 0] and read["nrmse_per_frame"][2] is None
     paths = save_figures(tmp_path, "operator", prediction, truth, 0.05, {"persistence": truth})
     assert all(path.stat().st_size > 1000 for path in paths.values())
+    write(tmp_path / "one.png", lambda partial: space_time(prediction[1], truth[1], 0.05, "").savefig(partial, format="png"))
+    (drawn,) = space_time(prediction[1], truth[1], 0.05, "").axes[2].images
+    assert drawn.get_clim() == pytest.approx((-float(truth[1].max()), float(truth[1].max())) if bad == bad else (0, 0))
 
 
 def test_crps_equals_its_definition():

@@ -17,9 +17,9 @@ COLOURS = {
 
 def space_time(prediction: Tensor, truth: Tensor, time_step: float, title: str) -> Figure:
     """One trajectory, both (T, N): truth, prediction, and their difference on its own scale, at most the truth's."""
-    limit = max(float(truth.abs().max()), 1e-12)
-    prediction = prediction.clamp(-2 * limit, 2 * limit)  # one that blew up would be beyond what can be drawn
-    error = prediction - truth
+    limit = float(truth.abs().max())
+    error = (prediction - truth).clamp(-2 * limit, 2 * limit)  # of one that blew up: what can be drawn
+    prediction = truth + error
     worst = min(max(float(error.nan_to_num().abs().max()), 1e-12), limit)
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
@@ -30,7 +30,7 @@ def space_time(prediction: Tensor, truth: Tensor, time_step: float, title: str) 
             extent=(0, 1, time_step / 2, (len(field) + 0.5) * time_step), interpolation="nearest",
         )  # fmt: skip
         figure.colorbar(image, ax=axis)
-        axis.set(title=name, xlabel="x")
+        axis.set(title=name, xlabel="x", facecolor="#bbbbbb")  # which shows where a value is not finite
     axes[0].set_ylabel("time since the given frame")
     figure.suptitle(title)
     return figure
