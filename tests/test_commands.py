@@ -161,20 +161,38 @@ def test_an_unreachable_server_does_not_stop_a_training(command, tmp_path):
 
 def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
     assert command("train.py", "stage=diffusion_residual", "logger=none", *SMALL).returncode == 0
+    scored = {}
     for name in STAGES[:2]:
         (checkpoint,) = (tmp_path / "store").glob(f"{name}-*/")
-        answer = command("evaluate.py", f"checkpoint={checkpoint}", f"cache={tmp_path / 'cache'}", "rollout_steps=5")
+        compared = f"compare={'null' if name == 'operator' else scored['operator']['checkpoint']}"
+        answer = command(
+            "evaluate.py", f"checkpoint={checkpoint}", f"cache={tmp_path / 'cache'}", "rollout_steps=5", compared
+        )
         assert answer.returncode == 0, answer.stderr
         folder = max(tmp_path.rglob("metrics.json"), key=lambda path: path.stat().st_mtime).parent
         metrics = json.loads((folder / "metrics.json").read_text())
-        expected = {"rmse", "nrmse", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid", "frmse_high",
-                    "one_step_nrmse", "nrmse_per_frame"}  # fmt: skip
+        scored[name] = metrics | {"checkpoint": str(checkpoint)}
+        expected = {"rmse", "nrmse", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid", "frmse_high", "mae",
+                    "one_step_nrmse", "nrmse_worst", "energy_excess", "diverged"}  # fmt: skip
         for scores in (metrics, metrics["baselines"]["persistence"], metrics["baselines"]["solver"]):
             assert expected <= set(scores) and len(scores["nrmse_per_frame"]) == 5
+            assert scores["nrmse"] == pytest.approx(sum(scores["nrmse_per_trajectory"]) / 8)
+            low, high = scores["nrmse_interval"]
+            assert low < scores["nrmse"] < high
+        for other in ("persistence", "solver"):
+            ratio = metrics[f"versus_{other}"]
+            assert ratio["ratio"] == pytest.approx(metrics["nrmse"] / metrics["baselines"][other]["nrmse"], rel=1e-5)
+            assert ratio["low"] < ratio["ratio"] < ratio["high"]
         assert metrics["trajectories"] == 8 and metrics["seconds"] > 0
         corrector = {"members", "crps", "spread_skill", "evaluations_per_step"}
         assert (corrector <= set(metrics)) == (name == "diffusion_residual")
         assert "persistence" in answer.stdout and len(list((folder / "figures").iterdir())) == 3
+        assert ("versus_compare" in metrics) == ("compare" in answer.stdout) == (name == "diffusion_residual")
+    operator, corrector = scored.values()
+    ratio = corrector["versus_compare"]
+    assert ratio["checkpoint"] == operator["checkpoint"] and ratio["nrmse"] == pytest.approx(operator["nrmse"])
+    assert ratio["low"] < ratio["ratio"] < ratio["high"]
+    assert ratio["ratio"] == pytest.approx(corrector["nrmse"] / operator["nrmse"], rel=1e-5)
 
 
 def test_evaluate_reads_files_of_others(command, tmp_path):

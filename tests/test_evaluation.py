@@ -1,5 +1,6 @@
 """Metrics against their public definitions, computed another way on a case small enough to do by hand."""
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
+from ups.evaluation.plots import save_figures, space_time
 from ups.evaluation.rollout import ensemble, one_step, rollout
+from ups.files import nulled, write_json
 
 
 def test_metrics_by_hand():
@@ -23,18 +26,66 @@ def test_metrics_by_hand():
     assert got["nrmse_worst"] == pytest.approx(math.sqrt(2))
     assert got["crmse"] == pytest.approx(math.sqrt(0.5) / 4)
     assert got["max_error"] == pytest.approx(2)
-    assert got["brmse"] == pytest.approx(math.sqrt((1 + 0 + 0 + 4) / 4))
+    assert got["brmse"] == pytest.approx((math.sqrt((1 + 0) / 2) + math.sqrt((0 + 4) / 2)) / 2)
+    assert got["mae"] == pytest.approx((1 / 4 + 4 / 4) / 2)
+    # Energies: 2 -> (9 + 3 * 4) / 8 and 1/2 -> (1 + 1 + 1 + 9) / 8; the second grew by twice its own.
+    assert got["energy_excess"] == pytest.approx(2)
+    assert got["diverged"] == 1
+    assert got["nrmse_per_trajectory"] == pytest.approx([0.25, math.sqrt(2)])
+    assert got["nrmse_per_frame"] == pytest.approx([(0.25 + math.sqrt(2)) / 2])
+    assert ensemble_metrics((truth + error)[None], truth)["crps"] == pytest.approx(got["mae"])
     # |F| of the first: 1, 1, 1; of the second: 0, |2 (-i) - 2 (i)| = 4, 0.
     low = (math.sqrt(0.5) + math.sqrt((1 + 16) / 2) + math.sqrt(0.5)) / 3 / 4
     assert got["frmse_low"] == pytest.approx(low)
 
 
-def test_frequency_bands():
-    x = torch.arange(64) / 64
-    for wave, band in ((2, "low"), (6, "mid"), (20, "high")):
-        error = torch.cos(2 * math.pi * wave * x)[None, None]
-        got = field_metrics(torch.ones(1, 1, 64) + error, torch.ones(1, 1, 64))
-        assert max(("low", "mid", "high"), key=lambda name: got[f"frmse_{name}"]) == band
+def test_means_run_over_frames_and_the_worst_counts():
+    """Constant fields of two frames: truth (2, 1) and (4, 4), prediction (2, 1.5) and (3, 5)."""
+    field = lambda *rows: torch.tensor(rows)[..., None].expand(-1, -1, 4)
+    got = field_metrics(field((2, 1.5), (3.0, 5)), field((2, 1.0), (4.0, 4)))
+    assert got["nrmse_per_trajectory"] == pytest.approx([0.25, 0.25])
+    assert got["nrmse_per_frame"] == pytest.approx([0.125, 0.375])
+    assert got["max_error"] == pytest.approx((1 + 1) / 2) and got["diverged"] == 0
+    assert got["crmse"] == pytest.approx((math.sqrt(0.5) + math.sqrt((0.25 + 1) / 2)) / 2)
+    assert got["energy_excess"] == pytest.approx((12.5 - 8) / 8)  # relative to the first frame's 8; the other's: 0.3125
+    lost = field_metrics(field((1, 0.5), (3.0, 3)), field((2, 1.0), (4.0, 4)))
+    assert lost["energy_excess"] == 0
+
+
+def test_frequency_bands_by_hand():
+    """32 points, so the modes 0 .. 16; a wave of amplitude A has |F| / N = A / 2, a mean and the Nyquist mode A."""
+    x = torch.arange(32) / 32
+    wave = lambda mode: torch.cos(2 * math.pi * mode * x)
+    error = torch.stack((
+        1 * wave(0) + 2 * wave(3) + 4 * wave(4) + 6 * wave(11) + 8 * wave(12) + 5 * wave(16), 6 * wave(3)
+    ))[:, None]  # fmt: skip
+    got = field_metrics(1 + error, torch.ones(2, 1, 32))
+    mean_of_two = lambda first, second=0: math.sqrt((first**2 + second**2) / 2)
+    assert got["frmse_low"] == pytest.approx((mean_of_two(1) + mean_of_two(1, 3)) / 4, rel=1e-5)
+    assert got["frmse_mid"] == pytest.approx((mean_of_two(2) + mean_of_two(3)) / 8, rel=1e-5)
+    assert got["frmse_high"] == pytest.approx((mean_of_two(4) + mean_of_two(5)) / 5, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_a_rollout_that_blew_up_is_counted_and_can_be_written(bad, tmp_path):
+    truth = 1 + torch.rand(3, 4, 32, generator=torch.Generator().manual_seed(0))
+    prediction = truth.clone()
+    prediction[1, 2:] = bad
+    prediction[2, 3, 7] = bad
+    got = field_metrics(prediction, truth)
+    assert got["diverged"] == 2 and got["nrmse_per_trajectory"][0] == 0
+    assert not math.isfinite(got["nrmse"]) and not math.isfinite(got["energy_excess"])
+    write_json(tmp_path / "metrics.json", nulled(got))
+    text = (tmp_path / "metrics.json").read_text()
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read["nrmse"] is None and read["nrmse_per_frame"][:2] == [0, 0] and read["nrmse_per_frame"][2] is None
+    paths = save_figures(tmp_path, "operator", prediction, truth, 0.05, {"persistence": truth})
+    assert all(path.stat().st_size > 1000 for path in paths.values())
+    figure = space_time(prediction[1], truth[1], 0.05, "")  # the median above is the one that did not
+    figure.savefig(tmp_path / "lost.png")
+    (drawn,) = figure.axes[2].images
+    assert drawn.get_clim() == pytest.approx((-float(truth[1].max()), float(truth[1].max())) if bad == bad else (0, 0))
 
 
 def test_crps_equals_its_definition():

@@ -70,12 +70,13 @@ def test_command(command, folder, cache):
             small = ["budget.operator=4", "stage.evaluations=1", "dataset.test=4", "dataset.validation=4"]
         arguments = [sys.executable, *launcher, str(ROOT / "train.py"), *words[2:], *small, f"cache={cache}"]
     elif words[:2] == ["python", "evaluate.py"]:
-        operator = max(folder.glob("store/operator-*/"), key=lambda path: path.stat().st_mtime)
-        words = [word.replace("store/operator-DIGEST", str(operator)) for word in words]
+        newest = lambda stage: str(max(folder.glob(f"store/{stage}-*/"), key=lambda path: path.stat().st_mtime))
+        words = [re.sub(r"store/(\w+)-DIGEST", lambda match: newest(match[1]), word) for word in words]
         if "dataset=pdebench_burgers" in words:
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
-        arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:]]
+        few = ["dataset.test=2"] if "dataset=burgers" in words else []
+        arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:], *few]
     elif words[:2] == ["python", "launch_vast.py"]:
         # test_launch.py rents and rehearses with these; here: the config composes and is valid.
         with initialize_config_dir(str(ROOT / "conf"), version_base=None):

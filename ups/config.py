@@ -136,6 +136,7 @@ RULES: dict[str, Rule] = {
     r"vast\.(traffic|pause|min_hours|min_duration)": number(0, 1e6),
     r"vast\.(max_hours|max_price|max_cost|max_total_cost|loading_minutes|poll_seconds|request_timeout)": SECONDS,
     r"checkpoint": PATH,
+    r"compare": either(PATH, NULL),
     r"initial_frame": either(integer(0), NULL),
     r"(rollout_steps|members)": either(integer(1), NULL),
     r"batch_size": integer(1),

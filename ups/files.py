@@ -3,11 +3,12 @@
 import csv
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ups.console import console
 from ups.errors import UserError, first_line
@@ -61,6 +62,15 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: dict | list) -> None:
     write(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def nulled(content: Any) -> Any:
+    """A copy with null for each NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: nulled(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [nulled(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:

@@ -1,7 +1,10 @@
-"""PDEBench's error measures (arXiv 2210.07182, appendix B), in the physical field.
+"""PDEBench's error measures (arXiv 2210.07182, appendix B; their pdebench/models/metrics.py), in the physical field.
 
-Shapes: S trajectories, T predicted frames, N points, M ensemble members. One thing differs from PDEBench's script: it
-divides the sum over its batches by the last batch's index; here every mean is a true mean.
+Shapes: S trajectories, T predicted frames, N points, M ensemble members.
+
+On one batch these equal their function `metric_func`. Their script applies it to each batch and divides the sum by the
+last batch's index; here the whole test set is one batch and every mean is a true mean. That differs where a measure is
+no mean over trajectories: crmse, max_error (theirs: the largest of a batch) and frmse_*.
 """
 
 import torch
@@ -9,34 +12,59 @@ from torch import Tensor
 
 
 def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
-    """Both (S, T, N) -> floats, and `nrmse_per_frame`, a list of T floats.
+    """Both (S, T, N) -> floats, `diverged`, and the lists `nrmse_per_frame` (T) and `nrmse_per_trajectory` (S).
 
-    rmse, nrmse: means over trajectories and frames of the root mean square over points, the second relative to the
-    truth's. crmse: of the conserved sum. max_error: mean over frames of the largest error of any trajectory.
-    brmse: of the two boundary cells. frmse_*: amplitude of the error's Fourier modes 0-3, 4-11 and 12-N/2.
+    PDEBench's: rmse, nrmse: means over trajectories and frames of the root mean square over points, the second relative
+    to the truth's. crmse: of the conserved sum. max_error: mean over frames of the largest error of any trajectory.
+    brmse: as rmse, of the two boundary cells. frmse_*: amplitude of the error's Fourier modes 0-3, 4-11 and 12-N/2.
+
+    Ours: mae: mean absolute error, which is the CRPS of a single prediction. nrmse_worst: of the worst trajectory.
+    energy_excess: the most, over trajectories and frames, by which the prediction's energy (u^2/2, mean over points)
+    exceeds the truth's in the same frame, as a part of the truth's in the first frame here; 0 if it never does.
+    diverged: the number of trajectories that did, see below; where values are not finite, means are inf or nan.
     """
     error = prediction - truth
     points = error.shape[-1]
-    rms = error.square().mean(-1).sqrt()
-    relative = rms / truth.square().mean(-1).sqrt()
-    spectrum = torch.fft.rfft(error).abs().square().mean(0).sqrt() / points  # (T, N/2 + 1)
+    relative = relative_error(prediction, truth)
+    spectrum = mode_amplitudes(error)  # (T, N/2 + 1)
+    energy, true_energy = prediction.square().mean(-1) / 2, truth.square().mean(-1) / 2
+    excess = (energy - true_energy) / true_energy[:, :1]
     return {
-        "rmse": float(rms.mean()),
+        "rmse": float(error.square().mean(-1).sqrt().mean()),
         "nrmse": float(relative.mean()),
         "crmse": float((error.sum(-1).square().mean(0).sqrt() / points).mean()),
         "max_error": float(error.abs().amax((0, 2)).mean()),
-        "brmse": float(error[..., [0, -1]].square().mean((0, 2)).sqrt().mean()),
+        "brmse": float(error[..., [0, -1]].square().mean(-1).sqrt().mean()),
         "frmse_low": float(spectrum[:, :4].mean()),
         "frmse_mid": float(spectrum[:, 4:12].mean()),
         "frmse_high": float(spectrum[:, 12:].mean()),
+        "mae": float(error.abs().mean()),
         "nrmse_worst": float(relative.mean(1).max()),
+        "energy_excess": float(excess.max().clamp(min=0)),
+        "diverged": int(diverged(prediction, truth).sum()),
         "nrmse_per_frame": relative.mean(0).tolist(),
+        "nrmse_per_trajectory": relative.mean(1).tolist(),
     }
 
 
+def relative_error(prediction: Tensor, truth: Tensor) -> Tensor:
+    """(..., N) -> (...): |error| / |truth|, the nrmse of a frame."""
+    return ((prediction - truth).square().mean(-1) / truth.square().mean(-1)).sqrt()
+
+
+def diverged(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Both (S, T, N) -> (S,): whether a trajectory is not finite somewhere, or has a frame whose nrmse is above 1."""
+    return (~prediction.isfinite().all(-1) | (relative_error(prediction, truth) > 1)).any(1)
+
+
+def mode_amplitudes(field: Tensor) -> Tensor:
+    """(S, ..., N) -> (..., N/2 + 1): root mean square over trajectories of each Fourier mode's |F| / N."""
+    return torch.fft.rfft(field).abs().square().mean(0).sqrt() / field.shape[-1]
+
+
 def rollout_nrmse(prediction: Tensor, truth: Tensor) -> float:
-    """Both (S, T, N): mean over trajectories and frames of |error| / |truth|."""
-    return float(((prediction - truth).square().mean(-1) / truth.square().mean(-1)).sqrt().mean())
+    """Both (S, T, N): mean over trajectories and frames."""
+    return float(relative_error(prediction, truth).mean())
 
 
 def ensemble_metrics(members: Tensor, truth: Tensor) -> dict[str, float]:

@@ -1,27 +1,34 @@
 """One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
 
 import time
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
+from torch import Tensor
 
 from ups.config import build, check, plain
 from ups.console import screen
 from ups.data.batches import generator_of
+from ups.data.trajectories import Trajectories
 from ups.errors import UserError
-from ups.evaluation.metrics import ensemble_metrics, field_metrics
+from ups.evaluation.bootstrap import interval, paired_ratio
+from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.plots import save_figures
-from ups.evaluation.rollout import classical_solver, ensemble, one_step, persistence, rollout
-from ups.files import write_json
+from ups.evaluation.rollout import Step, classical_solver, ensemble, one_step, persistence
+from ups.files import nulled, write_json
 from ups.memory import Lever, Memory
-from ups.training.identity import read_identity
+from ups.stages.stage import Stage
+from ups.training.identity import Identity, read_identity
 from ups.training.obtain import load_chain
-from ups.training.runtime import choose_threads, set_up
+from ups.training.runtime import Runtime, choose_threads, set_up
 
-SHOWN = ("nrmse", "nrmse_worst", "one_step_nrmse", "rmse", "crmse", "max_error", "brmse",
-         "frmse_low", "frmse_mid", "frmse_high", "crps", "spread_skill")  # fmt: skip
+SHOWN = (
+    "one_step_nrmse", "rmse", "mae", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid", "frmse_high",
+    "energy_excess", "diverged", "crps", "spread_skill",
+)  # fmt: skip
 
 
 def run_evaluation(cfg: DictConfig) -> float:
@@ -30,15 +37,14 @@ def run_evaluation(cfg: DictConfig) -> float:
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     runtime = set_up(**plain(cfg.runtime))
-    checkpoint = Path(cfg.checkpoint)
-    file = checkpoint / "identity.json"
-    if not file.exists():
-        raise UserError(f"checkpoint={checkpoint}: no trained stage is there (it has no identity.json)")
-    identity = read_identity(file)
-    stage = load_chain(identity, checkpoint.parent, runtime).stage
+    identity, stage = load_checkpoint("checkpoint", Path(cfg.checkpoint), runtime)
     if cfg.members is not None and not stage.stochastic:
         raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
-    members = cfg.members or stage.members
+    members = members_of(stage, cfg.members)
+    others = {"persistence": (persistence, 1), "solver": (classical_solver, 1)}
+    if cfg.compare is not None:
+        compared, other = load_checkpoint("compare", Path(cfg.compare), runtime)
+        others["compare"] = (other.step, members_of(other, cfg.members))
 
     # A group that is null in the defaults list leaves no key.
     node = cfg.dataset if "dataset" in cfg else OmegaConf.create(identity.content["dataset"])
@@ -48,48 +54,87 @@ def run_evaluation(cfg: DictConfig) -> float:
     window = dataset.load_test(Path(cfg.cache), runtime.device).window(initial_frame, rollout_steps).to(runtime.device)
     truth = window.u[:, 1:]
 
+    scores = partial(scores_of, window=window, batch_size=cfg.batch_size)
     noise = generator_of(runtime.device, 0)
     part = window.split(cfg.batch_size)[0]
     levers = lambda: [Lever("batch_size", cfg.batch_size), Lever("members", members)]
-    memory = Memory("the rollouts", levers, runtime.device)
-    with memory:
+    with Memory("the rollouts", levers, runtime.device):
         choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
         fields = ensemble(stage.step, window, members, cfg.batch_size)
-        baselines = {
-            name: (step, rollout(step, window, batch_size=cfg.batch_size))
-            for name, step in (("persistence", persistence), ("solver", classical_solver))
-        }
-
-    def scores(step, field) -> dict:
-        return field_metrics(field, truth) | {
-            "one_step_nrmse": field_metrics(one_step(step, window, cfg.batch_size), truth)["nrmse"]
-        }
-
-    with memory:
-        metrics = scores(stage.step, fields.mean(0))
+        prediction = fields.mean(0)
+        metrics = scores(stage.step, prediction)
         if stage.stochastic:
             metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
-        metrics["baselines"] = {name: scores(step, field) for name, (step, field) in baselines.items()}
+        other_fields = {
+            name: ensemble(step, window, count, cfg.batch_size).mean(0) for name, (step, count) in others.items()
+        }
+        other_scores = {name: scores(step, other_fields[name]) for name, (step, _) in others.items()}
+
+    columns = {"surrogate": metrics} | other_scores
+    versus = {name: ratio_of(metrics, scored) for name, scored in other_scores.items()}
+    metrics = metrics | {"baselines": {name: other_scores[name] for name in ("persistence", "solver")}}
+    metrics |= {f"versus_{name}": ratio for name, ratio in versus.items()}
+    if cfg.compare is not None:
+        facts = {"checkpoint": str(cfg.compare), "nrmse": other_scores["compare"]["nrmse"]}
+        metrics["versus_compare"] = facts | versus["compare"]
     metrics |= {"trajectories": len(window), "seconds": round(time.monotonic() - started, 1)}
 
-    write_json(folder / "metrics.json", metrics)
-    save_figures(
-        folder / "figures", identity.stage, fields.mean(0), truth, window.time_step,
-        {name: field for name, (_, field) in baselines.items()},
-    )  # fmt: skip
-    print_table(identity.folder, metrics, rollout_steps, folder)
+    write_json(folder / "metrics.json", nulled(metrics))
+    save_figures(folder / "figures", identity.stage, prediction, truth, window.time_step, other_fields)
+    title = f"{identity.folder}: {rollout_steps} steps, {len(window)} trajectories"
+    if cfg.compare is not None:
+        title += f"; compare: {compared.folder}"
+    screen.print(table_of(title, columns, versus))
+    screen.print(f"metrics.json and figures in {folder}")
     return metrics["nrmse"]
 
 
-def print_table(name: str, metrics: dict, steps: int, folder: Path) -> None:
-    table = Table(title=f"{name}: {steps} steps, {metrics['trajectories']} trajectories", title_justify="left")
-    table.add_column("measure")
-    columns = {"surrogate": metrics} | metrics["baselines"]
-    for column in columns:
-        table.add_column(column, justify="right")
+def load_checkpoint(key: str, checkpoint: Path, runtime: Runtime) -> tuple[Identity, Stage]:
+    """`key` is the config's, which names the folder."""
+    file = checkpoint / "identity.json"
+    if not file.exists():
+        raise UserError(f"{key}={checkpoint}: no trained stage is there (it has no identity.json)")
+    identity = read_identity(file)
+    return identity, load_chain(identity, checkpoint.parent, runtime).stage
+
+
+def members_of(stage: Stage, wanted: int | None) -> int:
+    return (wanted or stage.members) if stage.stochastic else 1
+
+
+def scores_of(step: Step, field: Tensor, window: Trajectories, batch_size: int) -> dict:
+    """`field`: the rollouts of `step` over the window."""
+    truth = window.u[:, 1:]
+    metrics = field_metrics(field, truth)
+    return metrics | {
+        "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
+        "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
+    }
+
+
+def ratio_of(scored: dict, other: dict) -> dict[str, float]:
+    """The ratio of two predictors' nrmse, with its interval."""
+    ratio, low, high = paired_ratio(scored["nrmse_per_trajectory"], other["nrmse_per_trajectory"])
+    return {"ratio": ratio, "low": low, "high": high}
+
+
+def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> Table:
+    """A column for each predictor's scores; below, how much of its error the surrogate has."""
+    table = Table("measure", title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="right")
+    scored = list(columns.values())
+    table.add_row("nrmse", *(f"{scores['nrmse']:.3g}" for scores in scored))
+    table.add_row("  95 % interval", *(span(*scores["nrmse_interval"]) for scores in scored))
+    table.add_row("  worst / mean", *(f"{scores['nrmse_worst'] / scores['nrmse']:.3g}" for scores in scored))
     for measure in SHOWN:
-        if measure in metrics:
-            cells = [f"{scores[measure]:.3g}" if measure in scores else "" for scores in columns.values()]
-            table.add_row(measure, *cells)
-    screen.print(table)
-    screen.print(f"metrics.json and figures in {folder}")
+        if measure in columns["surrogate"]:
+            table.add_row(measure, *(f"{scores[measure]:.3g}" if measure in scores else "" for scores in scored))
+    table.add_section()
+    table.add_row("surrogate / this", "", *(f"{ratio['ratio']:.3g}" for ratio in versus.values()))
+    table.add_row("  95 % interval", "", *(span(ratio["low"], ratio["high"]) for ratio in versus.values()))
+    return table
+
+
+def span(low: float, high: float) -> str:
+    return f"{low:.2g} – {high:.2g}"
