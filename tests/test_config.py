@@ -51,6 +51,9 @@ BAD = {
     "seed=-1": "seed=-1",
     "callbacks.progress.every=0": "callbacks.progress.every=0",
     "model.width=0": "model.width=0",
+    "stage.symmetries=[rotation]": "stage.symmetries=['rotation']: must be a list of translation, reflection, galilean",
+    "stage.symmetries=[reflection,reflection]": "stage.symmetries",
+    "stage.symmetries=reflection": "stage.symmetries=reflection: must be a list",
 }
 
 

@@ -147,14 +147,6 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path):
     assert not torch.equal(a.u, batch_at(data, 4, 2, seed=1, step=7).u)
 
 
-def test_reflection_is_a_symmetry_of_the_equation():
-    u = initial(256)
-    reflected = lambda v: -v.flip(-1)
-    kappa = 0.01
-    assert torch.allclose(spectral(reflected(u), kappa, [0.0, 0.3])[:, -1],
-                          reflected(spectral(u, kappa, [0.0, 0.3])[:, -1]), atol=1e-9)  # fmt: skip
-
-
 def write_hdf5(path, samples=12, frames=11, points=32, nu=0.01, **changed):
     content = {
         "tensor": np.random.default_rng(0).normal(size=(samples, frames, points)).astype("float32"),

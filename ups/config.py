@@ -61,6 +61,13 @@ def either(*rules: Rule) -> Rule:
     return Rule(" or ".join(rule.text for rule in rules), lambda v: any(rule.accepts(v) for rule in rules))
 
 
+def subset_of(*choices) -> Rule:
+    return Rule(
+        f"a list of {', '.join(choices)}, each at most once; it may be empty",
+        lambda v: isinstance(v, list) and all(v.count(each) == 1 and each in choices for each in v),
+    )
+
+
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v.strip() != "")
 NULL = Rule("null", lambda v: v is None)
 BOOL = Rule("true or false", lambda v: isinstance(v, bool))
@@ -92,6 +99,7 @@ RULES: dict[str, Rule] = {
     r"stage\.name": Rule("a name of letters, digits and _", lambda v: re.fullmatch(r"\w{1,100}", str(v), re.ASCII)),
     r"stage\.steps": integer(1),
     r"stage\.(batch_size|evaluations|members|unroll)": integer(1),
+    r"stage\.symmetries": subset_of("translation", "reflection", "galilean"),
     r"stage\.levels": integer(2),
     r"stage\.evaluations_per_step": integer(1),
     r"stage\.input_noise": list_of(number(0, 1), 2),
