@@ -100,6 +100,7 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["model._target_=nowhere.Net", "logger=none"], "model._target_=nowhere.Net: there is no such class"),
         (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
+        (["stage=[0]"], "a group takes the name of an option, no number"),
         (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 and at most 1000 or a list of"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
         (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),

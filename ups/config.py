@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -276,6 +277,11 @@ def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[st
         known = f": choose one of {', '.join(choices)}" if choices else ""
         return f"{group}={name} is not an option of the group {group}{known}"
     return " ".join(lines[:2])
+
+
+def is_of_a_group(error: ValueError | TypeError) -> bool:
+    """Whether it is Hydra's, about an option of a group that is no name: `stage=null`, `stage=[3]`."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "defaults_list.py"
 
 
 def _nearest(key: str, known_keys: list[str]) -> str:
