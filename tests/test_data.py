@@ -15,7 +15,7 @@ from conftest import ROOT, foreign
 from ups.data.batches import batch_at
 from ups.data.exact import cole_hopf
 from ups.data.generator import Burgers
-from ups.data.initial_conditions import cell_centres, random_sinusoids
+from ups.data.initial_conditions import cell_centres, random_field, random_sinusoids
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, solve, spectral
 from ups.errors import UserError
@@ -116,6 +116,59 @@ def test_a_larger_test_set_generates_only_itself(tmp_path):
     Burgers(**generator_settings()).load(tmp_path, CPU)
     Burgers(**generator_settings(test=7)).load(tmp_path, CPU)
     assert len(list(tmp_path.glob("burgers/*.safetensors"))) == 4
+
+
+def test_a_range_of_nu_is_drawn_for_training_and_validation_alone(tmp_path):
+    low, high = 0.002, 0.2
+    settings = generator_settings(nu=[0.01, 0.1], nu_range=[low, high], train=30, validation=30)
+    splits = Burgers(**settings).load(tmp_path, CPU)
+    assert splits.test.nu.tolist() == pytest.approx([0.01] * 4 + [0.1] * 4)
+    assert len(splits.train) == 60 and torch.equal(splits.train.nu[:30], splits.train.nu[30:])  # two grids
+    for nu in (splits.train.nu[:30], splits.validation.nu):
+        assert len(nu.unique()) == 30 and low <= nu.min() and nu.max() <= high
+        assert torch.histc(nu.log(), 4, math.log(low), math.log(high)).min() > 2  # also within a decade
+    first = [split.u[:, 0] for split in (splits.train, splits.validation, splits.test)]
+    assert min(float(torch.cdist(first[a], first[b]).min()) for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
+    assert not set(splits.train.nu.tolist()) & set(splits.validation.nu.tolist())
+    again = Burgers(**settings).load(tmp_path, CPU)
+    assert torch.equal(again.train.u, splits.train.u) and torch.equal(again.train.nu, splits.train.nu)
+    alone = Burgers(**generator_settings(nu=[0.01, 0.1], train=1, validation=1)).load(tmp_path, CPU)
+    assert torch.equal(alone.test.u, splits.test.u) and len(list(tmp_path.glob("burgers/test*.safetensors"))) == 2
+
+
+def test_a_trajectory_of_a_range_is_its_own_nus(tmp_path):
+    """Each is the exact solution from its first frame at the nu that is told, also from several processes."""
+    settings = generator_settings(nu_range=[0.02, 0.5], train=1, validation=40, solver_points=256, points=256, shifts=1)
+    validation = Burgers(**settings).load(tmp_path, CPU).validation
+    for k in range(0, 40, 8):
+        truth = cole_hopf(validation.u[k : k + 1, 0], float(validation.nu[k]) / math.pi, [0.2], cell_centres(256))
+        assert nrmse(validation.u[k : k + 1, 4:], truth) < 1e-3
+
+
+def test_a_batch_of_many_nus_is_each_solved_alone():
+    """Also across the border of the two methods: at 128 points nu = 0.0184."""
+    u, nu = initial(128), torch.tensor([0.1, 0.004, 0.03])
+    kappa, times = nu[:, None] / math.pi, [0.0, 0.1, 0.3]
+    together = solve(u, kappa, times)
+    for k in range(3):
+        for alone in (solve(u[k : k + 1], float(kappa[k]), times), solve(u[k : k + 1], kappa[k : k + 1], times)):
+            assert nrmse(together[k : k + 1], alone) < 1e-5
+    for method in (finite_volume, spectral):
+        together = method(u, kappa, times)
+        for k in range(3):
+            assert nrmse(together[k : k + 1], method(u[k : k + 1], float(kappa[k]), times)) < 1e-3
+
+
+def test_random_fields_have_the_covariance_that_is_said(tmp_path):
+    u = random_field(2000, 512, torch.Generator().manual_seed(0))
+    power = torch.fft.rfft(u, norm="forward").abs().square().mean(0)[:9]
+    wave = 2 * math.pi * torch.arange(9.0)
+    expected = 625 * (wave**2 + 25) ** -2.0
+    assert power[0] < 1e-20 and torch.allclose(power[1:], expected[1:].double(), rtol=0.1)
+    assert float(u.square().mean().sqrt()) == pytest.approx(0.59, abs=0.02)
+    other = Burgers(**generator_settings(initial_condition="random_field")).load_test(tmp_path, CPU)
+    usual = Burgers(**generator_settings()).load_test(tmp_path, CPU)
+    assert other.u.mean(-1).abs().max() < 0.01 < usual.u.mean(-1).abs().max() and other.u.shape == usual.u.shape
 
 
 def _generate(folder, queue):

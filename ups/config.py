@@ -114,6 +114,8 @@ RULES: dict[str, Rule] = {
     r"(model|stage\.network)\.(width|kernel|patch|heads|blocks)": integer(1, 65536),
     r"(model|stage\.network)\.dilations": list_of(integer(1, 65536)),
     r"dataset\.nu": either(number(0, 1e3, open_low=True), list_of(number(0, 1e3, open_low=True))),
+    r"dataset\.nu_range": either(list_of(number(0, 1e3, open_low=True), 2), NULL),
+    r"dataset\.initial_condition": one_of("sinusoids", "random_field"),
     r"dataset\.(test|validation|points|solver_points|shifts|rollout_steps|space_stride|time_stride)": integer(1),
     r"dataset\.train": either(integer(1), NULL),
     r"dataset\.frames": integer(2),
@@ -195,6 +197,9 @@ def _check_pairs(cfg: DictConfig) -> None:
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:
         return
+    if dataset.get("nu_range") is not None and dataset.nu_range[0] >= dataset.nu_range[1]:
+        low, high = dataset.nu_range
+        raise UserError(f"dataset.nu_range=[{low},{high}]: must rise, or be null for the values of dataset.nu alone")
     if dataset.initial_frame + dataset.rollout_steps >= dataset.frames:
         raise UserError(
             f"dataset.rollout_steps={dataset.rollout_steps}: from dataset.initial_frame={dataset.initial_frame} it "
