@@ -51,6 +51,30 @@ def test_exact_solution_satisfies_the_equation():
     assert (u_t + u * u_x - kappa * u_xx).abs().max() < 0.02 * u_t.abs().max()
 
 
+def sawtooth(x: torch.Tensor, time: float, kappa: float) -> torch.Tensor:
+    """A solution in closed form for every kappa: the heat kernels of all integers. Its shock is at 1/2 + 0.3 time."""
+    distance = (x - 0.3 * time)[:, None] % 1 - torch.arange(-20, 22)
+    age = 1 + time
+    return 0.3 + (torch.softmax(-(distance**2) / (4 * kappa * age), -1) * distance).sum(-1) / age
+
+
+@pytest.mark.parametrize("nu", [1e-4, 1e-3, 0.1, 10.0])
+def test_exact_solution_is_exact_for_any_nu(nu):
+    """Also inside of the shock, which at nu 1e-4 is 2e-4 wide, and 30 000 cells are needed to give it as u0."""
+    kappa, cells = nu / math.pi, 2**15 if nu < 1e-3 else 4096
+    u0 = sawtooth(cell_centres(cells), 0.0, kappa)[None]
+    for time in (0.05, 0.5):
+        x = torch.cat((torch.linspace(0, 0.95, 10), 0.5 + 0.3 * time + torch.linspace(-4, 4, 9) * kappa)).double()
+        difference = cole_hopf(u0, kappa, [time], x)[0, 0] - sawtooth(x, time, kappa)
+        assert difference.abs().max() < 1e-6
+
+
+def test_exact_solution_stays_on_the_device_of_its_input():
+    """The meta device has shapes alone, and refuses what is on another."""
+    u = cole_hopf(initial(64).to("meta"), 0.01, [0.1, 0.2], cell_centres(32))
+    assert u.device.type == "meta" and u.shape == (3, 2, 32)
+
+
 @pytest.mark.parametrize("nu", [0.01, 0.1, 1.0])
 def test_spectral_solver_is_exact_where_it_is_chosen(nu):
     kappa, times = nu / math.pi, [0.0, 0.5, 1.0]
@@ -69,6 +93,16 @@ def test_finite_volumes_converge_with_second_order():
     assert min(orders) > 1.7 and errors[-1] < 1e-3, (orders, errors)
 
 
+def test_spectral_solver_converges_with_fourth_order():
+    """Its error is that of the time step, which goes with the cells."""
+    kappa, times, errors = 0.01, [0.0, 0.5], []
+    for points in (64, 128, 256):
+        truth = cole_hopf(initial(1024), kappa, times[1:], cell_centres(points))
+        errors.append(nrmse(spectral(initial(points), kappa, times)[:, 1:], truth))
+    orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
+    assert min(orders) > 3.8 and errors[-1] < 1e-8, (orders, errors)
+
+
 @pytest.mark.parametrize("method", [finite_volume, spectral])
 def test_solvers_conserve_the_mean(method):
     u = initial(128)
@@ -76,11 +110,11 @@ def test_solvers_conserve_the_mean(method):
     assert torch.allclose(advanced.mean(-1), u.mean(-1), atol=1e-12)
 
 
-@pytest.mark.parametrize(("nu", "bound"), [("0.001", 1.5e-3), ("0.01", 1e-3)])
+@pytest.mark.parametrize(("nu", "bound"), [("0.001", 5e-4), ("0.01", 1e-3)])
 def test_solver_agrees_with_pdebench_files(nu, bound):
     """Their trajectories solved again from their own first frame."""
     with h5py.File(foreign(f"1D_Burgers_Sols_Nu{nu}_n16.hdf5")) as file:
-        reference = torch.from_numpy(file["tensor"][:2, ::25])
+        reference = torch.from_numpy(file["tensor"][:, ::25])
     u = solve(reference[:, 0], float(nu) / math.pi, [0.25 * k for k in range(9)])
     assert nrmse(u[:, 1:], reference[:, 1:]) < bound
 
@@ -96,6 +130,22 @@ def test_exact_solution_agrees_with_deepxde():
     u0 = -torch.sin(math.pi * (2 * cell_centres(2048) - 1))[None]
     u = 2 * cole_hopf(u0 / 2, 0.01 / math.pi / 4, times[chosen].tolist(), y)[0]
     assert nrmse(u, usol[chosen]) < 5e-3
+
+
+def test_solvers_agree_with_neuraloperator():
+    """Their small test set: viscosity 0.01 on an interval of length 1, 17 frames 0.06 apart, a mean of zero.
+
+    16 points hold the initial fields to 5e-4, the size of their last mode: so it is an interpolation to 128 points.
+    """
+    data = torch.load(foreign("neuralop_burgers_test_16.pt"), weights_only=True)
+    kappa, u = float(data["visc"]), data["y"]
+    assert kappa == 0.01 and torch.equal(data["x"], u[:, 0])
+    modes = torch.fft.rfft(data["x"], norm="forward")
+    fine = torch.fft.irfft(torch.nn.functional.pad(modes, (0, 65 - 9)), 128, norm="forward")
+    times = [0.06 * frame for frame in range(17)]
+    assert nrmse(spectral(fine, kappa, times)[:, 1:, ::8], u[:, 1:]) < 2e-4
+    at = torch.arange(16) / 16 + cell_centres(128)[0]  # their first point is at the centre of our first cell
+    assert nrmse(cole_hopf(fine[:50], kappa, times[4::4], at), u[:50, 4::4]) < 2e-4
 
 
 def test_generator_caches_and_splits_are_disjoint(tmp_path):
