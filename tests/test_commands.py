@@ -195,7 +195,7 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
     assert ratio["ratio"] == pytest.approx(corrector["nrmse"] / operator["nrmse"], rel=1e-5)
 
 
-def test_evaluate_reads_files_of_others(command, tmp_path):
+def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tmp_path):
     path = foreign("1D_Burgers_Sols_Nu0.01_n16.hdf5")
     assert command("train.py", "logger=none", *SMALL).returncode == 0
     (checkpoint,) = (tmp_path / "store").glob("operator-*/")
@@ -205,6 +205,13 @@ def test_evaluate_reads_files_of_others(command, tmp_path):
     metrics = json.loads(file.read_text())
     assert metrics["trajectories"] == 16 and len(metrics["nrmse_per_frame"]) == 31
     assert metrics["baselines"]["solver"]["nrmse"] < 1e-3 < 0.3 < metrics["baselines"]["persistence"]["nrmse"]
+
+    file.unlink()
+    fields = ["dataset=burgers", "dataset.initial_condition=random_field", "dataset.nu=0.01", "dataset.test=3"]
+    assert command("evaluate.py", f"checkpoint={checkpoint}", *fields).returncode == 0
+    (file,) = tmp_path.rglob("metrics.json")
+    metrics = json.loads(file.read_text())
+    assert metrics["trajectories"] == 3 and 0 < metrics["baselines"]["solver"]["nrmse"] < 1e-3
 
 
 def test_evaluate_says_what_is_missing(command, tmp_path):

@@ -51,6 +51,14 @@ BAD = {
     "seed=-1": "seed=-1",
     "callbacks.progress.every=0": "callbacks.progress.every=0",
     "model.width=0": "model.width=0",
+    "dataset.nu_range=[0.1,0.01]": "dataset.nu_range=[0.1,0.01]: must rise",
+    "dataset.nu_range=[0.01,0.01]": "dataset.nu_range=[0.01,0.01]: must rise",
+    "dataset.nu_range=[0,0.01]": "dataset.nu_range=[0, 0.01]: must be a list of 2 values, each a number above 0",
+    "dataset.nu_range=0.01": "dataset.nu_range=0.01: must be a list of 2 values",
+    "dataset.initial_condition=waves": "dataset.initial_condition=waves: must be one of sinusoids, random_field",
+    "stage.symmetries=[rotation]": "stage.symmetries=['rotation']: must be a list of translation, reflection, galilean",
+    "stage.symmetries=[reflection,reflection]": "stage.symmetries",
+    "stage.symmetries=reflection": "stage.symmetries=reflection: must be a list",
 }
 
 
@@ -97,6 +105,7 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["model._target_=nowhere.Net", "logger=none"], "model._target_=nowhere.Net: there is no such class"),
         (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
+        (["stage=[0]"], "a group takes the name of an option, no number"),
         (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 and at most 1000 or a list of"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
         (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),

@@ -62,9 +62,9 @@ def student(evaluations=1):
 STAGES = {"operator": operator, "diffusion_residual": diffusion, "consistency_distill": student}
 
 
-def training(stage, data, folder, steps=20, evaluations=2):
+def training(stage, data, folder, steps=20, evaluations=2, symmetries=()):
     content = {"stage": {"name": "any", "requires": None, "steps": steps}}
-    settings = LoopSettings("any", steps, 4, evaluations, OPTIMIZER, seed=0)
+    settings = LoopSettings("any", steps, 4, evaluations, OPTIMIZER, seed=0, symmetries=symmetries)
     return Training(stage, settings, data, Entry(folder, from_content(content)))
 
 
@@ -81,14 +81,15 @@ class StopAt(Callback):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(name, data, tmp_path):
-    whole = training(STAGES[name](), data, tmp_path / "whole")
+    symmetric = partial(training, data=data, symmetries=["translation", "reflection", "galilean"])
+    whole = symmetric(STAGES[name](), folder=tmp_path / "whole")
     train(whole, [Checkpoint(every=5)], RUNTIME)
 
-    first = training(STAGES[name](), data, tmp_path / "parts")
+    first = symmetric(STAGES[name](), folder=tmp_path / "parts")
     with pytest.raises(Interrupted) as stop:
         train(first, [StopAt(13), Checkpoint(every=5)], RUNTIME)
     assert stop.value.exit_code == 143
-    second = training(STAGES[name](), data, tmp_path / "parts")
+    second = symmetric(STAGES[name](), folder=tmp_path / "parts")
     second.load_state(second.entry.load_state())
     assert second.step == 13
     train(second, [Checkpoint(every=5)], RUNTIME)

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ups.config import one_line
+from ups.config import is_of_a_group, one_line
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import told
 from ups.machine import processes, rank
@@ -51,11 +51,11 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
             raise
         _leave_it_to_the_first()
         _fail(message)
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):
+    except (ValueError, TypeError) as error:
+        if not is_of_a_group(error):
             raise
         _leave_it_to_the_first()
-        _fail("a group takes the name of an option, not null: leave it out, or use logger=none")
+        _fail("a group takes the name of an option, no number and not null: leave it out, or use logger=none")
     finally:
         if finish:
             finish()

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -61,6 +62,13 @@ def either(*rules: Rule) -> Rule:
     return Rule(" or ".join(rule.text for rule in rules), lambda v: any(rule.accepts(v) for rule in rules))
 
 
+def subset_of(*choices) -> Rule:
+    return Rule(
+        f"a list of {', '.join(choices)}, each at most once; it may be empty",
+        lambda v: isinstance(v, list) and all(v.count(each) == 1 and each in choices for each in v),
+    )
+
+
 TEXT = Rule("a text", lambda v: isinstance(v, str) and v.strip() != "")
 NULL = Rule("null", lambda v: v is None)
 BOOL = Rule("true or false", lambda v: isinstance(v, bool))
@@ -92,6 +100,7 @@ RULES: dict[str, Rule] = {
     r"stage\.name": Rule("a name of letters, digits and _", lambda v: re.fullmatch(r"\w{1,100}", str(v), re.ASCII)),
     r"stage\.steps": integer(1),
     r"stage\.(batch_size|evaluations|members|unroll)": integer(1),
+    r"stage\.symmetries": subset_of("translation", "reflection", "galilean"),
     r"stage\.levels": integer(2),
     r"stage\.evaluations_per_step": integer(1),
     r"stage\.round_trip": number(0, 1e3),
@@ -108,6 +117,8 @@ RULES: dict[str, Rule] = {
     r"model\.solver_gradient": BOOL,
     r"(model|stage\.network)\.dilations": list_of(integer(1, 65536)),
     r"dataset\.nu": either(number(0, 1e3, open_low=True), list_of(number(0, 1e3, open_low=True))),
+    r"dataset\.nu_range": either(list_of(number(0, 1e3, open_low=True), 2), NULL),
+    r"dataset\.initial_condition": one_of("sinusoids", "random_field"),
     r"dataset\.(test|validation|points|solver_points|shifts|rollout_steps|space_stride|time_stride)": integer(1),
     r"dataset\.train": either(integer(1), NULL),
     r"dataset\.frames": integer(2),
@@ -190,6 +201,9 @@ def _check_pairs(cfg: DictConfig) -> None:
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:
         return
+    if dataset.get("nu_range") is not None and dataset.nu_range[0] >= dataset.nu_range[1]:
+        low, high = dataset.nu_range
+        raise UserError(f"dataset.nu_range=[{low},{high}]: must rise, or be null for the values of dataset.nu alone")
     if dataset.initial_frame + dataset.rollout_steps >= dataset.frames:
         raise UserError(
             f"dataset.rollout_steps={dataset.rollout_steps}: from dataset.initial_frame={dataset.initial_frame} it "
@@ -272,6 +286,11 @@ def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[st
         known = f": choose one of {', '.join(choices)}" if choices else ""
         return f"{group}={name} is not an option of the group {group}{known}"
     return " ".join(lines[:2])
+
+
+def is_of_a_group(error: ValueError | TypeError) -> bool:
+    """Whether it is Hydra's, about an option of a group that is no name: `stage=null`, `stage=[3]`."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "defaults_list.py"
 
 
 def _nearest(key: str, known_keys: list[str]) -> str:

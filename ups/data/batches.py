@@ -3,13 +3,14 @@
 Shapes: B batch (or a process's part of it), K steps, N points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ups.data.symmetries import transformed
 from ups.data.trajectories import Trajectories
 
 
@@ -65,14 +66,14 @@ def generator_of(device: torch.device, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(seed >> 1))
 
 
-def batch_at(data: Trajectories, size: int, steps: int, seed: int, step: int) -> Batch:
-    """Windows of `steps` + 1 frames drawn uniformly, half of them reflected: v(x) = -u(-x) solves Burgers' too."""
+def batch_at(data: Trajectories, size: int, steps: int, seed: int, step: int, symmetries: Sequence[str] = ()) -> Batch:
+    """Windows of `steps` + 1 frames drawn uniformly, each under a random member of each of the symmetries, in order."""
     device = data.u.device
     generator = generator_of(device, seed, step)
     draw = lambda high: torch.randint(high, (size,), generator=generator, device=device)
     sample, frame = draw(len(data)), draw(data.u.shape[1] - steps)
     frames = frame[:, None] + torch.arange(steps + 1, device=device)
     u = data.u[sample[:, None], frames]
-    reflected = draw(2).bool()[:, None, None]
-    u = torch.where(reflected, -u.flip(-1), u)
+    for name in symmetries:
+        u = transformed(u, name, data.time_step, generator)
     return Batch(u, data.nu[sample], data.time_step, generator, sample, frame, size)

@@ -1,7 +1,8 @@
 """`dataset=burgers`: PDEBench's task, generated on first use and kept in a cache.
 
-One file for each split and nu, named by a hash of all that determines it, so a sweep over nu or a larger test set
-generates only what is new. Two runs that start at once share it: one generates under a lock, the other waits.
+One file for each split and nu (or range of nu), named by a hash of all that determines it, so a sweep over nu or a
+larger test set generates only what is new. Two runs that start at once share it: one generates under a lock, the other
+waits.
 """
 
 import hashlib
@@ -12,12 +13,13 @@ from functools import partial
 from multiprocessing import TimeoutError, active_children, get_context, resource_tracker
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ups.console import Bar, console
 from ups.data.batches import generator_of
-from ups.data.initial_conditions import random_sinusoids
+from ups.data.initial_conditions import INITIAL_CONDITIONS
 from ups.data.solver import solve
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError
@@ -32,13 +34,16 @@ VERSION = 1  # of the equations here: raise it when a change alters the numbers
 
 
 class Burgers:
-    """Arguments: see conf/dataset/burgers.yaml."""
+    """Arguments: see conf/dataset/burgers.yaml. Those with a default are younger than some checkpoints."""
 
     def __init__(
         self, nu: float | list[float], train: int, validation: int, test: int, seed: int, solver_points: int,
         points: int, shifts: int, frames: int, time_step: float, initial_frame: int, rollout_steps: int,
+        nu_range: list[float] | None = None, initial_condition: str = "sinusoids",
     ):  # fmt: skip
         self.nu = [float(value) for value in (nu if isinstance(nu, list) else [nu])]
+        self.nu_range = nu_range and [float(value) for value in nu_range]
+        self.initial_condition = initial_condition
         self.counts = dict(zip(SPLITS, (train, validation, test), strict=True))
         self.seed, self.solver_points, self.points, self.shifts = seed, solver_points, points, shifts
         self.frames, self.time_step = frames, time_step
@@ -58,61 +63,88 @@ class Burgers:
 
     def _load_split(self, split: str, cache: Path, device: torch.device) -> Trajectories:
         with Memory(f"the data for {split}", lambda: [Lever(f"dataset.{split}", self.counts[split])], device):
-            parts = [self._load_part(split, nu, cache, device) for nu in self.nu]
-            nu = torch.cat([torch.full((len(part),), value) for part, value in zip(parts, self.nu, strict=True)])
-            return Trajectories(torch.cat(parts), nu, self.time_step)
+            drawn = self.nu_range is not None and split != "test"
+            parts = [self._load_part(split, nu, cache, device) for nu in ([self.nu_range] if drawn else self.nu)]
+            return Trajectories(torch.cat([u for u, _ in parts]), torch.cat([nu for _, nu in parts]), self.time_step)
 
-    def _load_part(self, split: str, nu: float, cache: Path, device: torch.device) -> Tensor:
+    def _load_part(
+        self, split: str, nu: float | list[float], cache: Path, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """u, and the nu of each trajectory, for one nu or for a range."""
         shifts = self.shifts if split == "train" else 1
         key = {
             "version": VERSION, "split": split, "nu": nu, "count": self.counts[split], "seed": self.seed,
             "solver_points": self.solver_points, "points": self.points, "shifts": shifts,
             "frames": self.frames, "time_step": self.time_step,
         }  # fmt: skip
+        if self.initial_condition != "sinusoids":  # the key of those is older than the choice
+            key["initial_condition"] = self.initial_condition
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-        file = cache / "burgers" / f"{split}-nu{nu:g}-{digest}.safetensors"
-        if (u := stored(file, key)) is not None:
-            return u
-        with locked(file):
-            if (u := stored(file, key, damaged=set_aside)) is None:  # nor by the run that this one waited for
-                u = self._generate(split, nu, shifts, device)
-                write_tensors(file, {"u": u}, {"key": json.dumps(key)})
-                console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
-        return u
+        file = cache / "burgers" / f"{split}-nu{named(nu)}-{digest}.safetensors"
+        tensors = stored(file, key)
+        if tensors is None:
+            with locked(file):
+                tensors = stored(file, key, damaged=set_aside)
+                if tensors is None:  # nor by the run that this one waited for
+                    tensors = self._generate(split, nu, shifts, device)
+                    write_tensors(file, tensors, {"key": json.dumps(key)})
+                    console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
+        u = tensors["u"]
+        return u, tensors["nu"] if isinstance(nu, list) else torch.full((len(u),), nu)
 
-    def _generate(self, split: str, nu: float, shifts: int, device: torch.device) -> Tensor:
-        """(shifts * count, T, N) float32; the copies of one trajectory lie a solver's cell apart."""
+    def _generate(self, split: str, nu: float | list[float], shifts: int, device: torch.device) -> dict[str, Tensor]:
+        """u: (shifts * count, T, N) float32, where the copies of one trajectory lie a solver's cell apart.
+
+        nu: (shifts * count,) float32, of a range alone.
+        """
         count = self.counts[split]
         u = torch.empty(count, self.frames, self.solver_points)  # the largest first: without memory it fails at once
         # The stream depends on the split and nu by their names, so no two parts share an initial condition.
-        stream = generator_of(torch.device("cpu"), self.seed, SPLITS.index(split), round(nu * 1e9))
-        u0 = random_sinusoids(count, self.solver_points, stream)
+        named_by = [round(value * 1e9) for value in (nu if isinstance(nu, list) else [nu])]
+        stream = generator_of(torch.device("cpu"), self.seed, SPLITS.index(split), *named_by)
+        u0 = INITIAL_CONDITIONS[self.initial_condition](count, self.solver_points, stream)
+        nus = log_uniform(*nu, count, stream) if isinstance(nu, list) else None
 
-        # Chunks of like speed: all of a chunk take the steps of its fastest. On a GPU, everything is one chunk.
-        order = u0.abs().amax(-1).argsort()
-        chunks = list(order.split(CHUNK if device.type == "cpu" else count))
-        solve_chunk = partial(
-            solve_frames, kappa=nu / torch.pi, frames=self.frames, time_step=self.time_step, device=device
-        )
-        with Bar(f"generating {split}, nu {nu:g}", count) as bar:
+        # Chunks of like speed or nu: all of a chunk take the steps of its fastest. On a GPU, everything is one chunk.
+        order = (u0.abs().amax(-1) if nus is None else nus).argsort()
+        chunks = [
+            (rows, u0[rows], nu / torch.pi if nus is None else nus[rows, None] / torch.pi)
+            for rows in order.split(CHUNK if device.type == "cpu" else count)
+        ]
+        solve_chunk = partial(solve_frames, frames=self.frames, time_step=self.time_step, device=device)
+        with Bar(f"generating {split}, nu {named(nu)}", count) as bar:
             done = 0
-            for chunk, frames in _each(solve_chunk, u0, chunks, device):
-                u[chunk] = frames
-                done += len(chunk)
+            for rows, frames in _each(solve_chunk, chunks, device):
+                u[rows] = frames
+                done += len(rows)
                 bar.update(done)
         if not torch.isfinite(u).all():
-            raise UserError(f"dataset.nu={nu:g}: the solver diverged; raise dataset.solver_points")
+            key = "dataset.nu" if nus is None else "dataset.nu_range"
+            raise UserError(f"{key}={nu}: the solver diverged; raise dataset.solver_points")
         stride = self.solver_points // self.points
-        return torch.cat([u[..., shift::stride] for shift in range(shifts)]).contiguous()
+        u = torch.cat([u[..., shift::stride] for shift in range(shifts)]).contiguous()
+        return {"u": u} if nus is None else {"u": u, "nu": nus.repeat(shifts)}
 
 
-def stored(file: Path, key: dict, damaged: Callable[[Path, str], None] = lambda file, reason: None) -> Tensor | None:
-    """The field in a cached file; None if there is none, or if it is not what was written for this key."""
+def named(nu: float | list[float]) -> str:
+    """0.001, or 0.001-0.1 for a range."""
+    return "-".join(f"{value:g}" for value in (nu if isinstance(nu, list) else [nu]))
+
+
+def log_uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) float32, as it is stored, so that what was solved is what is told."""
+    return (low * (high / low) ** torch.rand(count, generator=generator, dtype=torch.float64)).float()
+
+
+def stored(
+    file: Path, key: dict, damaged: Callable[[Path, str], None] = lambda file, reason: None
+) -> dict[str, Tensor] | None:
+    """What a cached file holds; None if there is none, or if it is not what was written for this key."""
     try:
         tensors, metadata = read_tensors(file)
         if metadata.get("key") != json.dumps(key):
             raise Damaged("it holds other data")
-        return tensors["u"]
+        return tensors
     except FileNotFoundError:
         return None
     except Damaged as error:
@@ -120,18 +152,19 @@ def stored(file: Path, key: dict, damaged: Callable[[Path, str], None] = lambda 
         return None
 
 
-def solve_frames(u0: Tensor, kappa: float, frames: int, time_step: float, device: torch.device) -> Tensor:
-    """u0: (B, M) float64 -> (B, T, M) float32."""
+def solve_frames(u0: Tensor, kappa: float | Tensor, frames: int, time_step: float, device: torch.device) -> Tensor:
+    """u0: (B, M) float64, kappa: one, or (B, 1) -> (B, T, M) float32."""
     times = [frame * time_step for frame in range(frames)]
+    kappa = kappa.to(device) if isinstance(kappa, Tensor) else kappa
     return solve(u0.to(device, torch.float32), kappa, times).float().cpu()
 
 
-def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch.device) -> Iterator:
-    """(chunk, its solution) as they come, from one process a core where the solver runs on the CPU."""
+def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> Iterator:
+    """Of chunks (rows, u0, kappa): (rows, their solution) as they come, from a process a core if that is a CPU's."""
     workers = min(cores(), len(chunks))
     if device.type != "cpu" or workers == 1:
-        for chunk in chunks:
-            yield chunk, solve_chunk(u0[chunk])
+        for rows, u0, kappa in chunks:
+            yield rows, solve_chunk(u0, kappa)
         return
     # Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
@@ -143,14 +176,14 @@ def _each(solve_chunk: Callable, u0: Tensor, chunks: list[Tensor], device: torch
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     with pool:
         # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
-        work = [(index, u0[chunks[index]].numpy()) for index in reversed(range(len(chunks)))]
+        work = [(index, *map(_as_array, chunks[index][1:])) for index in reversed(range(len(chunks)))]
         alive = set(active_children())
         solutions = pool.imap_unordered(partial(_solve_array, solve_chunk), work)
         for _ in work:
             while (solution := _next(solutions)) is None:
                 if set(active_children()) != alive:  # the pool starts another and waits for the lost work for ever
                     raise UserError("a process that generates data was killed (out of memory?): free some, start again")
-            yield chunks[solution[0]], torch.from_numpy(solution[1])
+            yield chunks[solution[0]][0], torch.from_numpy(solution[1])
 
 
 def _next(solutions) -> tuple | None:
@@ -166,6 +199,11 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also of one that the pool starts later
 
 
+def _as_array(value: float | Tensor) -> float | np.ndarray:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
 def _solve_array(solve_chunk: Callable, numbered: tuple) -> tuple:
-    index, u0 = numbered
-    return index, solve_chunk(torch.from_numpy(u0)).numpy()
+    index, u0, kappa = numbered
+    kappa = kappa if isinstance(kappa, float) else torch.from_numpy(kappa)
+    return index, solve_chunk(torch.from_numpy(u0), kappa).numpy()

@@ -4,6 +4,8 @@
 midpoint rule); its step is bound by dx^2/kappa, so it is for small viscosity, where shocks are thin. `spectral` takes
 diffusion exactly (integrating factor, RK4), so it is for viscosity that resolves the shocks on the grid.
 
+Both take kappa as a number, or as a (B, 1) tensor: one for each trajectory. The step is the whole batch's.
+
 Shapes: B batch, N points, T times.
 """
 
@@ -17,15 +19,16 @@ from torch import Tensor
 COURANT = 0.5  # half of the scheme's limit; 0.25 (PDEBench's) changes the solution by 5e-5 of its norm
 
 
-def finite_volume(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
+def finite_volume(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> Tensor:
     """u: (B, N) cell values at times[0] -> (B, T, N)."""
     dx = 1.0 / u.shape[-1]
+    diffusion_step = 0.25 * dx**2 / (float(kappa.max()) if isinstance(kappa, Tensor) else kappa)
     frames = [u]
     for start, end in itertools.pairwise(times):
         time = start
         while end - time > 1e-9:
             largest = max(float(u.abs().max()), 1e-12)
-            step = min(COURANT * dx / largest, 0.25 * dx**2 / kappa, end - time)
+            step = min(COURANT * dx / largest, diffusion_step, end - time)
             half = u.add(_flux_difference(u, kappa / dx), alpha=0.5 * step / dx)
             u = u.add(_flux_difference(half, kappa / dx), alpha=step / dx)
             time += step
@@ -33,7 +36,7 @@ def finite_volume(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
     return torch.stack(frames, 1)
 
 
-def _flux_difference(u: Tensor, diffusion: float) -> Tensor:
+def _flux_difference(u: Tensor, diffusion: float | Tensor) -> Tensor:
     """Flux in minus flux out of each cell. Slices of one padded copy: this is where the generator's time goes."""
     padded = torch.cat((u[:, -2:], u, u[:, :2]), -1)
     jump = padded[:, 1:] - padded[:, :-1]
@@ -49,11 +52,14 @@ def _flux_difference(u: Tensor, diffusion: float) -> Tensor:
     behind, ahead = (cell + half_slope)[:, :-1], (cell - half_slope)[:, 1:]  # both sides of each face
     upwind = (behind + ahead).abs_()
     flux = (behind * behind).addcmul_(ahead, ahead).addcmul_(upwind, ahead - behind, value=-1).mul_(0.25)
-    flux.sub_(jump[:, 1:-1], alpha=diffusion)
+    if isinstance(diffusion, Tensor):
+        flux.addcmul_(jump[:, 1:-1], diffusion, value=-1)
+    else:
+        flux.sub_(jump[:, 1:-1], alpha=diffusion)
     return flux[:, :-1] - flux[:, 1:]
 
 
-def spectral(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
+def spectral(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> Tensor:
     """u: (B, N) point values at times[0] -> (B, T, N); products are dealiased by the 2/3 rule."""
     points = u.shape[-1]
     wave = 2 * math.pi * torch.arange(points // 2 + 1, device=u.device, dtype=u.dtype)
@@ -81,10 +87,16 @@ def spectral(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
     return torch.stack(frames, 1)
 
 
-def solve(u: Tensor, kappa: float, times: Sequence[float]) -> Tensor:
+def solve(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> Tensor:
     """The solver that fits: spectral where the grid resolves the shocks, finite volumes where it does not.
 
     A shock of height h is 4 kappa / h wide; the spectral method wants that over 3 cells for h = 1.
     """
     resolved = 4 * kappa * u.shape[-1] > 3
-    return (spectral if resolved else finite_volume)(u, kappa, times)
+    if not isinstance(kappa, Tensor):
+        return (spectral if resolved else finite_volume)(u, kappa, times)
+    solution = u.new_empty(len(u), len(times), u.shape[-1])
+    for method, rows in ((spectral, resolved.flatten()), (finite_volume, ~resolved.flatten())):
+        if rows.any():
+            solution[rows] = method(u[rows], kappa[rows], times)
+    return solution

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class LoopSettings:
     evaluations: int
     optimizer: OptimizerSettings
     seed: int
+    symmetries: Sequence[str] = ()  # of ups/data/symmetries.py, which the batches get
     key: str = "stage"  # where the node stands in the config
 
     def evaluates_at(self, step: int) -> bool:
@@ -158,8 +159,9 @@ def training_step(training: Training, runtime: Runtime) -> None:
     """
     settings, stage, network = training.settings, training.stage, training.stage.network
     whole = lambda: batch_at(
-        training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, training.step
-    )
+        training.data.train, settings.batch_size, stage.frames_per_sample - 1, settings.seed, training.step,
+        settings.symmetries,
+    )  # fmt: skip
     batch = own_part(whole())
     lr = learning_rate(settings.optimizer, training.step, settings.steps)
     for group in training.optimizer.param_groups:

@@ -27,7 +27,8 @@ from ups.training.runtime import Runtime, choose_threads
 from ups.training.state import read_state
 from ups.training.store import IDENTITY, STATE, Entry
 
-LOOP_KEYS = ("name", "steps", "batch_size", "evaluations", "optimizer")  # of a stage's node; the rest is the stage's
+# Of a stage's node; the rest is the stage's.
+LOOP_KEYS = ("name", "steps", "batch_size", "symmetries", "evaluations", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def trial_step(training: Training) -> None:
     """A forward and a backward pass of one process that leave no trace, for timing."""
     settings, stage = training.settings, training.stage
     size = settings.batch_size // processes()
-    batch = batch_at(training.data.train, size, stage.frames_per_sample - 1, settings.seed, 0)
+    batch = batch_at(training.data.train, size, stage.frames_per_sample - 1, settings.seed, 0, settings.symmetries)
     stage.loss(batch)[0].backward()
     training.optimizer.zero_grad(set_to_none=True)
 
