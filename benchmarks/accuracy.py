@@ -29,12 +29,12 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from torch import Tensor
-from ups.evaluation.bootstrap import interval, paired_ratio
 
 from ups.config import build, check
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume
 from ups.data.trajectories import Trajectories
+from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import classical_solver, rollout
 from ups.files import read_json, write, write_json
@@ -254,7 +254,7 @@ def picture(report: dict) -> Figure:
             right.loglog(*at, "o" if runs else "s", color=colour)
             right.annotate(name, at, textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
     left.set(xlabel="seconds of training, one thread", ylabel="rollout nRMSE, validation", title="training time")
-    right.set(xlabel="milliseconds a step and trajectory, one thread", ylabel="rollout nRMSE, test", title="inference time")
+    right.set(xlabel="milliseconds a step and trajectory", ylabel="rollout nRMSE, test", title="inference time")
     left.legend(fontsize=8)
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
@@ -265,8 +265,8 @@ def picture(report: dict) -> Figure:
 def machine() -> str:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")] or [platform.processor()]
-    return f"{os.cpu_count()} cores of {names[0]}, torch {torch.__version__}"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {(names or [platform.processor()])[0]}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

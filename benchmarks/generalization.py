@@ -1,0 +1,69 @@
+"""Trained stages where they were not trained: longer, on other grids, at other nu, from other initial conditions.
+
+    python benchmarks/generalization.py store/operator-DIGEST [store/operator-DIGEST ...]
+
+Each cell is one `python evaluate.py` on trajectories that are generated for it; the classical solver is on the same
+grid. Writes docs/accuracy/generalization.md.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ups.files import read_json, write
+from ups.paths import ROOT
+
+CASES = {
+    "as trained (nu 0.001, 256 points, 31 steps)": [],
+    "400 steps": ["dataset.frames=410", "rollout_steps=400"],
+    "128 points": ["dataset.points=128"],
+    "512 points": ["dataset.points=512"],
+    "1024 points": ["dataset.points=1024"],
+    "random fields": ["dataset.initial_condition=random_field"],
+    "nu 0.002": ["dataset.nu=0.002"],
+    "nu 0.005": ["dataset.nu=0.005"],
+    "nu 0.01": ["dataset.nu=0.01"],
+}
+
+
+def main() -> None:
+    checkpoints = [Path(word) for word in sys.argv[1:]]
+    targets = [read_json(checkpoint / "identity.json")["model"]["_target_"] for checkpoint in checkpoints]
+    columns = ["64 trajectories", *(target.rpartition(".")[2] for target in targets), "classical solver"]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for case, overrides in CASES.items():
+        scores = [scores_of(checkpoint, overrides) for checkpoint in checkpoints]
+        cells = [case, *map(cell, scores), cell(scores[0]["baselines"]["solver"])]
+        lines.append("| " + " | ".join(cells) + " |")
+        print(lines[-1], flush=True)
+    folder = ROOT / "docs" / "accuracy"
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "generalization.md", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+
+
+def scores_of(checkpoint: Path, overrides: list[str]) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["dataset=burgers", *overrides, f"hydra.run.dir={folder}"]
+        subprocess.run(
+            [sys.executable, "evaluate.py", f"checkpoint={checkpoint}", *words], check=True, cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def cell(scores: dict) -> str:
+    """The error, and what went wrong: energy from nowhere, trajectories that were lost."""
+    parts = ["not finite" if scores["nrmse"] is None else f"{scores['nrmse']:.1e}"]
+    if scores["energy_excess"] is None or scores["energy_excess"] > 0.01:
+        parts.append("energy excess " + ("∞" if scores["energy_excess"] is None else f"{scores['energy_excess']:.2g}"))
+    if scores["diverged"]:
+        parts.append(f"{scores['diverged']} diverged")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main()
