@@ -42,7 +42,7 @@ def keys_of(node, prefix: str = "") -> list[str]:
     return [f"{prefix}{name}" for name in (*node, "foo")] + [key for keys in below for key in keys]
 
 
-@pytest.fixture(scope="module", params=APPS)
+@pytest.fixture(params=APPS)
 def app(request):
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         cfg = compose(request.param, overrides=APPS[request.param])

@@ -75,7 +75,7 @@ def test_command(command, folder, cache):
         if "dataset=pdebench_burgers" in words:
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
-        few = ["dataset.test=2"] if "dataset=burgers" in words else []
+        few = ["dataset.test=2", "dataset.solver_points=256"] if "dataset=burgers" in words else []
         arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:], *few]
     elif words[:2] == ["python", "launch_vast.py"]:
         # test_launch.py rents and rehearses with these; here: the config composes and is valid.

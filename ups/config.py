@@ -228,7 +228,8 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
     try:
         factory = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
-        raise UserError(f"{key}._target_={node.get('_target_')}: there is no such class") from error
+        target = shortened(str(node.get("_target_")), 80)
+        raise UserError(f"{key}._target_={target}: there is no such class") from error
 
     def construct(**arguments: Any) -> Any:
         try:
@@ -284,7 +285,7 @@ def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[st
         choices = [line for line in lines[lines.index(f"Available options in '{group}':") + 1 :] if " " not in line] \
             if f"Available options in '{group}':" in lines else []  # fmt: skip
         known = f": choose one of {', '.join(choices)}" if choices else ""
-        return f"{group}={name} is not an option of the group {group}{known}"
+        return f"{group}={shortened(name, 80)} is not an option of the group {group}{known}"
     return " ".join(lines[:2])
 
 

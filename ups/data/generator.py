@@ -20,7 +20,7 @@ from torch import Tensor
 from ups.console import Bar, console
 from ups.data.batches import generator_of
 from ups.data.initial_conditions import INITIAL_CONDITIONS
-from ups.data.solver import solve
+from ups.data.solver import finite_volume, method_for, solve, spectral
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError
 from ups.files import locked, set_aside
@@ -30,7 +30,7 @@ from ups.tensors import Damaged, read_tensors, write_tensors
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 32  # trajectories solved together: small enough for the caches of one core
-VERSION = 1  # of the equations here: raise it when a change alters the numbers
+VERSIONS = {finite_volume: 1, spectral: 2}  # raise a method's when a change alters its numbers
 
 
 class Burgers:
@@ -41,7 +41,7 @@ class Burgers:
         points: int, shifts: int, frames: int, time_step: float, initial_frame: int, rollout_steps: int,
         nu_range: list[float] | None = None, initial_condition: str = "sinusoids",
     ):  # fmt: skip
-        self.nu = [float(value) for value in (nu if isinstance(nu, list) else [nu])]
+        self.nu = [float(value) for value in _as_list(nu)]
         self.nu_range = nu_range and [float(value) for value in nu_range]
         self.initial_condition = initial_condition
         self.counts = dict(zip(SPLITS, (train, validation, test), strict=True))
@@ -72,10 +72,11 @@ class Burgers:
     ) -> tuple[Tensor, Tensor]:
         """u, and the nu of each trajectory, for one nu or for a range."""
         shifts = self.shifts if split == "train" else 1
+        methods = {method_for(value / torch.pi, self.solver_points) for value in _as_list(nu)}
         key = {
-            "version": VERSION, "split": split, "nu": nu, "count": self.counts[split], "seed": self.seed,
-            "solver_points": self.solver_points, "points": self.points, "shifts": shifts,
-            "frames": self.frames, "time_step": self.time_step,
+            "version": max(VERSIONS[method] for method in methods), "split": split, "nu": nu,
+            "count": self.counts[split], "seed": self.seed, "solver_points": self.solver_points,
+            "points": self.points, "shifts": shifts, "frames": self.frames, "time_step": self.time_step,
         }  # fmt: skip
         if self.initial_condition != "sinusoids":  # the key of those is older than the choice
             key["initial_condition"] = self.initial_condition
@@ -100,7 +101,7 @@ class Burgers:
         count = self.counts[split]
         u = torch.empty(count, self.frames, self.solver_points)  # the largest first: without memory it fails at once
         # The stream depends on the split and nu by their names, so no two parts share an initial condition.
-        named_by = [round(value * 1e9) for value in (nu if isinstance(nu, list) else [nu])]
+        named_by = [round(value * 1e9) for value in _as_list(nu)]
         stream = generator_of(torch.device("cpu"), self.seed, SPLITS.index(split), *named_by)
         u0 = INITIAL_CONDITIONS[self.initial_condition](count, self.solver_points, stream)
         nus = log_uniform(*nu, count, stream) if isinstance(nu, list) else None
@@ -128,7 +129,11 @@ class Burgers:
 
 def named(nu: float | list[float]) -> str:
     """0.001, or 0.001-0.1 for a range."""
-    return "-".join(f"{value:g}" for value in (nu if isinstance(nu, list) else [nu]))
+    return "-".join(f"{value:g}" for value in _as_list(nu))
+
+
+def _as_list(nu: float | list[float]) -> list[float]:
+    return nu if isinstance(nu, list) else [nu]
 
 
 def log_uniform(low: float, high: float, count: int, generator: torch.Generator) -> Tensor:
