@@ -16,3 +16,9 @@ class NeuralOperatorFNO(Step):
 
     def forward(self, u: Tensor, nu: Tensor, time_step: float) -> Tensor:
         return u + self.fno(u[:, None])[:, 0]
+
+    def state_dict(self, *arguments, **options) -> dict:
+        """Tensors alone: the package adds the constructor's arguments."""
+        state = super().state_dict(*arguments, **options)
+        state.pop("_metadata", None)
+        return state

@@ -42,7 +42,7 @@ class FourierBlock(nn.Module):
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
         self.pointwise = nn.Conv1d(width, width, 1)
-        self.coefficients = nn.Parameter(torch.randn(width, width, modes, 2) / width)  # real and imaginary parts
+        self.coefficients = nn.Parameter(torch.rand(width, width, modes, 2) / width**2)  # real and imaginary parts
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.modulate(embedding)[..., None].chunk(2, 1)
