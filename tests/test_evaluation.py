@@ -24,6 +24,7 @@ def test_metrics_by_hand():
     assert got["rmse"] == pytest.approx((0.5 + math.sqrt(2)) / 2)
     assert got["nrmse"] == pytest.approx((0.25 + math.sqrt(2)) / 2)
     assert got["nrmse_worst"] == pytest.approx(math.sqrt(2))
+    assert got["worst_over_mean"] == pytest.approx(math.sqrt(2) / ((0.25 + math.sqrt(2)) / 2))
     assert got["crmse"] == pytest.approx(math.sqrt(0.5) / 4)
     assert got["max_error"] == pytest.approx(2)
     assert got["brmse"] == pytest.approx((math.sqrt((1 + 0) / 2) + math.sqrt((0 + 4) / 2)) / 2)
@@ -64,6 +65,12 @@ def test_frequency_bands_by_hand():
     assert got["frmse_low"] == pytest.approx((mean_of_two(1) + mean_of_two(1, 3)) / 4, rel=1e-5)
     assert got["frmse_mid"] == pytest.approx((mean_of_two(2) + mean_of_two(3)) / 8, rel=1e-5)
     assert got["frmse_high"] == pytest.approx((mean_of_two(4) + mean_of_two(5)) / 5, rel=1e-5)
+
+
+def test_an_exact_prediction_has_scores():
+    """At large nu the fields of float32 freeze, and persistence is exact."""
+    got = field_metrics(torch.ones(2, 3, 32), torch.ones(2, 3, 32))
+    assert got["nrmse"] == got["energy_excess"] == got["diverged"] == 0 and math.isnan(got["worst_over_mean"])
 
 
 @pytest.mark.filterwarnings("error")

@@ -18,7 +18,8 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
     to the truth's. crmse: of the conserved sum. max_error: mean over frames of the largest error of any trajectory.
     brmse: as rmse, of the two boundary cells. frmse_*: amplitude of the error's Fourier modes 0-3, 4-11 and 12-N/2.
 
-    Ours: mae: mean absolute error, which is the CRPS of a single prediction. nrmse_worst: of the worst trajectory.
+    Ours: mae: mean absolute error, which is the CRPS of a single prediction. nrmse_worst: of the worst trajectory;
+    worst_over_mean: relative to nrmse.
     energy_excess: the most, over trajectories and frames, by which the prediction's energy (u^2/2, mean over points)
     exceeds the truth's in the same frame, as a part of the truth's in the first frame here; 0 if it never does.
     diverged: the number of trajectories that did, see below; where values are not finite, means are inf or nan.
@@ -40,6 +41,7 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
         "frmse_high": float(spectrum[:, 12:].mean()),
         "mae": float(error.abs().mean()),
         "nrmse_worst": float(relative.mean(1).max()),
+        "worst_over_mean": float(relative.mean(1).max() / relative.mean()),
         "energy_excess": float(excess.max().clamp(min=0)),
         "diverged": int(diverged(prediction, truth).sum()),
         "nrmse_per_frame": relative.mean(0).tolist(),
