@@ -22,7 +22,7 @@ from ups.models.unet import UNet
 
 NETWORKS = {
     "dilresnet": partial(DilatedResNet, width=8, kernel=5, dilations=[1, 2, 4]),
-    "fno": partial(FNO, modes=12, width=8, blocks=2),
+    "fno": partial(FNO, modes=12, width=8, kernel=3, blocks=2),
     "latent_operator": partial(LatentOperator, patch=4, width=16, blocks=2, heads=2),
     "unet": partial(UNet, width=8, kernel=5, levels=2),
 }

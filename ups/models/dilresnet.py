@@ -21,8 +21,6 @@ class DilatedResNet(nn.Module):
         self, in_channels: int, out_channels: int, condition: int, width: int, kernel: int, dilations: list[int]
     ):
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel={kernel} must be odd, to be centred")
         self.embed = ConditionEmbedding(condition, 16)
         self.lift = CircularConv(in_channels, width, kernel, 1)
         self.blocks = nn.ModuleList(Block(width, kernel, dilation) for dilation in dilations)
@@ -57,6 +55,8 @@ class CircularConv(nn.Conv1d):
     """`padding_mode="circular"`, with a padding that may be wider than the field: coarse grids work too."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int):
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel={kernel} must be odd, to be centred")
         super().__init__(in_channels, out_channels, kernel, dilation=dilation)
         self.reach = dilation * (kernel - 1) // 2
 

@@ -1,5 +1,8 @@
 """Fourier neural operator (Li et al., arXiv 2010.08895): global convolutions with learned Fourier coefficients.
 
+The path beside them is a local convolution (Liu-Schiaffini et al., arXiv 2402.16845): a shock is not in the low modes.
+With a kernel of 1 it is the original.
+
 Shapes: B batch, C channels, N points, K condition scalars, M modes.
 """
 
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.models.conditioning import ConditionEmbedding
+from ups.models.dilresnet import CircularConv
 
 
 class FNO(nn.Module):
@@ -16,11 +20,13 @@ class FNO(nn.Module):
     Equivariant to shifts of the grid; `modes` counts the wave numbers that a layer mixes, from 0 up.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, condition: int, modes: int, width: int, blocks: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, condition: int, modes: int, width: int, kernel: int, blocks: int
+    ):
         super().__init__()
         self.embed = ConditionEmbedding(condition, 16)
         self.lift = nn.Conv1d(in_channels, width, 1)
-        self.blocks = nn.ModuleList(FourierBlock(width, modes) for _ in range(blocks))
+        self.blocks = nn.ModuleList(FourierBlock(width, modes, kernel) for _ in range(blocks))
         self.project = nn.Conv1d(width, out_channels, 1)
         nn.init.zeros_(self.project.weight)
         nn.init.zeros_(self.project.bias)
@@ -34,14 +40,14 @@ class FNO(nn.Module):
 
 
 class FourierBlock(nn.Module):
-    """h + W gelu(h scaled and shifted by the condition) + a product with learned coefficients in Fourier space."""
+    """h + conv(g) + a product of g with learned coefficients in Fourier space, g = gelu(h scaled and shifted)."""
 
-    def __init__(self, width: int, modes: int):
+    def __init__(self, width: int, modes: int, kernel: int):
         super().__init__()
         self.modulate = nn.Linear(16, 2 * width)
         nn.init.zeros_(self.modulate.weight)
         nn.init.zeros_(self.modulate.bias)
-        self.pointwise = nn.Conv1d(width, width, 1)
+        self.local = CircularConv(width, width, kernel, 1)
         self.coefficients = nn.Parameter(torch.rand(width, width, modes, 2) / width**2)  # real and imaginary parts
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
@@ -51,4 +57,4 @@ class FourierBlock(nn.Module):
         coefficients = torch.view_as_complex(self.coefficients)
         modes = min(coefficients.shape[2], spectrum.shape[2])  # a coarse grid has fewer
         mixed = torch.einsum("bim,iom->bom", spectrum[..., :modes], coefficients[..., :modes])
-        return h + self.pointwise(h_in) + torch.fft.irfft(mixed, h.shape[-1])
+        return h + self.local(h_in) + torch.fft.irfft(mixed, h.shape[-1])

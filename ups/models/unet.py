@@ -20,8 +20,6 @@ class UNet(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, condition: int, width: int, kernel: int, levels: int):
         super().__init__()
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel={kernel} must be odd, to be centred")
         widths = [width * 2**level for level in range(levels + 1)]
         self.embed = ConditionEmbedding(condition, 16)
         self.lift = CircularConv(in_channels, width, kernel, 1)
