@@ -46,7 +46,7 @@ from ups.training.store import Entry
 
 PEER = "neuraloperator_fno"
 MODELS = ("dilresnet", "solver_in_the_loop", "latent_operator", "fno", "unet", PEER)
-LEARNING_RATES = {"latent_operator": 2e-3, "fno": 2e-3}  # they blow up at the default; the peer does not gain by another
+LEARNING_RATES = {"latent_operator": 2e-3, "fno": 2e-3}  # the default makes them diverge
 TRIAL_STEPS = 60
 CPU = torch.device("cpu")
 

@@ -160,6 +160,15 @@ def test_round_trip_is_of_the_averages_and_of_the_step_itself(step):
     assert torch.equal(read_again, averages)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("solver", ["cole_hopf", "finite_volume"])
+def test_a_lost_trajectory_costs_the_others_nothing(solver):
+    step, u = SOLVER_IN_THE_LOOP(solver=solver), fields()
+    lost = torch.stack((u[0], u[1] * 1e30, u[2] * math.inf))
+    assert step(lost, NU, 0.05).isfinite().all(-1).tolist() == [True, False, False]
+    assert close(step(lost, NU, 0.05)[0], step(u, NU, 0.05)[0])
+
+
 def test_a_step_is_no_network_of_a_corrector():
     with pytest.raises(UserError, match="choose dilresnet"):
         SOLVER_IN_THE_LOOP(solver="cole_hopf", in_channels=4)

@@ -28,7 +28,7 @@ def finite_volume(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> T
     for start, end in itertools.pairwise(times):
         time = start
         while end - time > 1e-9:
-            largest = max(float(u.detach().abs().max()), 1e-12)
+            largest = max(float(u.detach().abs().nan_to_num().max()), 1e-12)
             step = min(COURANT * dx / largest, diffusion_step, end - time)
             half = u.add(_flux_difference(u, kappa / dx), alpha=0.5 * step / dx)
             u = u.add(_flux_difference(half, kappa / dx), alpha=step / dx)

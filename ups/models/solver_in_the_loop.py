@@ -16,6 +16,8 @@ from ups.errors import UserError
 from ups.models.conservative_step import ConservativeStep, backward_difference
 from ups.models.dilresnet import DilatedResNet
 
+FASTEST = 100.0  # a trajectory that is faster is lost: PDEBench's are slower than 5
+
 
 class SolverInTheLoop(ConservativeStep):
     """Arguments: see conf/model/solver_in_the_loop.yaml. It is a step as a whole, no network for a corrector."""
@@ -32,6 +34,8 @@ class SolverInTheLoop(ConservativeStep):
         self.solve, self.solver_gradient = SOLVERS[solver], solver_gradient
 
     def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
+        lost = ~(averages.abs() < FASTEST).all(-1, keepdim=True)
+        averages = averages.masked_fill(lost, math.nan)  # it would cost the others of its batch endless steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.solver_gradient):
             solved = self.solve(averages, nu[:, None] / math.pi, time_step)
         return self.corrected(solved, torch.stack((averages, solved), 1), time_step, c)
@@ -48,7 +52,7 @@ def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
     points, dx = averages.shape[-1], 1.0 / averages.shape[-1]
     narrow, wide = ((2 * kappa * time_step).aminmax())
     nodes = max(1, math.ceil(dx / (1.4 * math.sqrt(narrow))))  # in a cell
-    reach = math.ceil((float(averages.detach().abs().max()) * time_step + 6 * math.sqrt(wide)) / dx) * nodes
+    reach = math.ceil((float(averages.detach().abs().nan_to_num().max()) * time_step + 6 * math.sqrt(wide)) / dx) * nodes
 
     potential = (averages.repeat_interleave(nodes, -1) * (dx / nodes)).cumsum(-1)  # (B, N nodes), linear in a cell
     offset = torch.arange(-reach, reach + 1, device=averages.device)  # (Q,)
