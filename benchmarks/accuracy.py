@@ -235,7 +235,8 @@ def table(report: dict) -> str:
             low, high = at["nrmse_interval"]
             cells.append(f"{at['nrmse']:.2e} [{low:.1e}, {high:.1e}]")
             cells.append(" ".join(f"{value:.2e}" for value in at["nrmse_of_seeds"]) if runs else "")
-            cells.append(f"{at['worst_over_mean']:.1f}" + (f", {at['diverged']} diverged" if runs and at["diverged"] else ""))
+            lost = f", {at['diverged']} diverged" if runs and at["diverged"] else ""
+            cells.append(f"{at['worst_over_mean']:.1f}{lost}")
             ratio = at.get("versus_peer")
             cells.append(f"{ratio['ratio']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]" if ratio else "")
         lines.append("| " + " | ".join(cells) + " |")

@@ -50,7 +50,8 @@ def main() -> None:
     assert isinstance(callbacks[0], StepMetrics) and isinstance(callbacks[1], Progress)
 
     fields = Trajectories(torch.randn(64, 41, cfg.dataset.points), torch.full((64,), 0.001), 0.05)
-    stage = Operator(build(cfg.model, "model", partial=True), None, cfg.stage.unroll, list(cfg.stage.input_noise))
+    model = build(cfg.model, "model", partial=True)
+    stage = Operator(model, None, cfg.stage.unroll, cfg.stage.round_trip, list(cfg.stage.input_noise))
     settings = LoopSettings(
         "operator", 10**6, cfg.stage.batch_size, 1, OptimizerSettings(1e-4, 0.0, [0.9, 0.99], 0.0, 1.0, 0.999), 0
     )

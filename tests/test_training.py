@@ -22,7 +22,7 @@ from ups.models.dilresnet import DilatedResNet
 from ups.runs.replay import batch_of
 from ups.stages.consistency_distill import ConsistencyDistill
 from ups.stages.diffusion_residual import DiffusionResidual, heun_step
-from ups.stages.operator import Operator
+from ups.stages.operator import Operator, weights_by_nu
 from ups.stages.stage import relative_l2
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content
@@ -45,9 +45,9 @@ def data(tmp_path_factory):
     return Splits(splits.train, splits.validation.window(2, 5), splits.test.window(2, 5))
 
 
-def operator(unroll=1, noise=(0.0, 0.0)):
+def operator(unroll=1, noise=(0.0, 0.0), round_trip=1.0):
     torch.manual_seed(0)
-    return Operator(NETWORK, None, unroll, list(noise))
+    return Operator(NETWORK, None, unroll, round_trip, list(noise))
 
 
 def diffusion():
@@ -287,13 +287,35 @@ def test_input_noise_changes_the_inputs_alone(data):
     assert not torch.equal(clean, noisy)
 
 
-@pytest.mark.parametrize("name", [*STAGES, "noisy operator"])
+def test_a_loss_of_several_nu_weighs_them_alike(data):
+    """Errors that fall as nu^1.5 count alike; of one nu they are left as they are."""
+    batch = batch_at(data.train, 8, 1, 0, 0)
+    assert torch.equal(weights_by_nu(torch.rand(8) + 0.1, batch), torch.ones(8))
+    several = replace(batch, nu=torch.tensor([0.001, 0.01, 0.1, 1.0]).repeat(2))
+    weighted = weights_by_nu(several.nu**1.5, several) * several.nu**1.5
+    torch.testing.assert_close(weighted, weighted[:1].expand(8), rtol=1e-3, atol=0)
+
+
+def test_the_round_trip_is_part_of_the_loss(data):
+    batch = batch_at(data.train, 8, 1, 0, 0)
+    with torch.no_grad():
+        stages = [operator(round_trip=weight) for weight in (0.0, 1.0)]
+        for stage in stages:
+            stage.network.to_points.weight[-1].bias.fill_(0.3)  # what the way to points adds, the way back does not take
+        (without, terms), (within, _) = (stage.loss(batch) for stage in stages)
+    assert terms["round_trip_loss"] > 0
+    assert within == pytest.approx(without + terms["round_trip_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [*STAGES, "noisy operator", "operator of two nu"])
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(name, data):
-    stage = operator(unroll=2, noise=(0.1, 0.2)) if name == "noisy operator" else STAGES[name]()
+    stage = operator(unroll=2, noise=(0.1, 0.2)) if name == "noisy operator" else STAGES.get(name, operator)()
+    nu = data.train.nu * (1 + 9 * (torch.arange(len(data.train)) % 2)) if name == "operator of two nu" else data.train.nu
+    train = replace(data.train, nu=nu)
     means = []  # of the parts, in the order in which the loss asks for them
 
     def gradient(take):
-        batch = batch_at(data.train, 8, stage.frames_per_sample - 1, 0, 0)
+        batch = batch_at(train, 8, stage.frames_per_sample - 1, 0, 0)
         loss, _ = stage.loss(take(batch))
         trained = [parameter for parameter in stage.network.parameters() if parameter.requires_grad]
         return torch.cat([part.flatten() for part in (loss[None], *torch.autograd.grad(loss, trained))]).detach()

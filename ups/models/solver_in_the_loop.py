@@ -50,9 +50,10 @@ def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
     nu 0.001, 256 points, a step of 0.05) times what the averages make of it: nodes 0.7 deviations apart are enough.
     """
     points, dx = averages.shape[-1], 1.0 / averages.shape[-1]
-    narrow, wide = ((2 * kappa * time_step).aminmax())
-    nodes = max(1, math.ceil(dx / (1.4 * math.sqrt(narrow))))  # in a cell
-    reach = math.ceil((float(averages.detach().abs().nan_to_num().max()) * time_step + 6 * math.sqrt(wide)) / dx) * nodes
+    narrow, wide = (2 * kappa * time_step).sqrt().aminmax()
+    nodes = max(1, math.ceil(dx / (1.4 * float(narrow))))  # in a cell
+    fastest = float(averages.detach().abs().nan_to_num().max())
+    reach = math.ceil((fastest * time_step + 6 * float(wide)) / dx) * nodes
 
     potential = (averages.repeat_interleave(nodes, -1) * (dx / nodes)).cumsum(-1)  # (B, N nodes), linear in a cell
     offset = torch.arange(-reach, reach + 1, device=averages.device)  # (Q,)
