@@ -301,7 +301,7 @@ def test_the_round_trip_is_part_of_the_loss(data):
     with torch.no_grad():
         stages = [operator(round_trip=weight) for weight in (0.0, 1.0)]
         for stage in stages:
-            stage.network.to_points.weight[-1].bias.fill_(0.3)  # what the way to points adds, the way back does not take
+            stage.network.to_points.weight[-1].bias.fill_(0.3)  # the way back does not take it out again
         (without, terms), (within, _) = (stage.loss(batch) for stage in stages)
     assert terms["round_trip_loss"] > 0
     assert within == pytest.approx(without + terms["round_trip_loss"], rel=1e-4)
@@ -310,8 +310,8 @@ def test_the_round_trip_is_part_of_the_loss(data):
 @pytest.mark.parametrize("name", [*STAGES, "noisy operator", "operator of two nu"])
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(name, data):
     stage = operator(unroll=2, noise=(0.1, 0.2)) if name == "noisy operator" else STAGES.get(name, operator)()
-    nu = data.train.nu * (1 + 9 * (torch.arange(len(data.train)) % 2)) if name == "operator of two nu" else data.train.nu
-    train = replace(data.train, nu=nu)
+    factor = 1 + 9 * (torch.arange(len(data.train)) % 2) * (name == "operator of two nu")
+    train = replace(data.train, nu=data.train.nu * factor)
     means = []  # of the parts, in the order in which the loss asks for them
 
     def gradient(take):
