@@ -6,7 +6,6 @@ Each cell is one `python evaluate.py` on trajectories that are generated for it;
 grid. Writes docs/accuracy/generalization.md.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from ups.files import read_json, write
 from ups.paths import ROOT
 
 CASES = {
-    "as trained (nu 0.001, 256 points, 31 steps)": [],
+    "nu 0.001, 256 points, 31 steps": [],
     "400 steps": ["dataset.frames=410", "rollout_steps=400"],
     "128 points": ["dataset.points=128"],
     "512 points": ["dataset.points=512"],
@@ -31,7 +30,7 @@ CASES = {
 
 
 def main() -> None:
-    checkpoints = [Path(word) for word in sys.argv[1:]]
+    checkpoints = [Path(word).resolve() for word in sys.argv[1:]]
     targets = [read_json(checkpoint / "identity.json")["model"]["_target_"] for checkpoint in checkpoints]
     columns = ["64 trajectories", *(target.rpartition(".")[2] for target in targets), "classical solver"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
@@ -52,7 +51,7 @@ def scores_of(checkpoint: Path, overrides: list[str]) -> dict:
             [sys.executable, "evaluate.py", f"checkpoint={checkpoint}", *words], check=True, cwd=ROOT,
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        return json.loads((Path(folder) / "metrics.json").read_text())
+        return read_json(Path(folder) / "metrics.json")
 
 
 def cell(scores: dict) -> str:

@@ -120,7 +120,7 @@ def test_networks_take_other_resolutions(step, points):
 
 @pytest.mark.parametrize("nu", [0.001, 0.01, 0.1, 1.0])
 @pytest.mark.parametrize("points", [64, 256])
-def test_cole_hopf_step_is_exact_for_cell_averages(nu, points):
+def test_cole_hopf_step_against_the_exact_solution(nu, points):
     kappa = nu / math.pi
     u0 = random_sinusoids(2, 1024, torch.Generator().manual_seed(3))
     before, after = cole_hopf(u0, kappa, [0.3, 0.35], cell_centres(1024)).unflatten(-1, (points, -1)).mean(-1).unbind(1)

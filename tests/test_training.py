@@ -288,7 +288,7 @@ def test_input_noise_changes_the_inputs_alone(data):
 
 
 def test_a_loss_of_several_nu_weighs_them_alike(data):
-    """Errors that fall as nu^1.5 count alike; of one nu they are left as they are."""
+    """Errors that go as nu^1.5 count alike; of one nu they are left as they are."""
     batch = batch_at(data.train, 8, 1, 0, 0)
     assert torch.equal(weights_by_nu(torch.rand(8) + 0.1, batch), torch.ones(8))
     several = replace(batch, nu=torch.tensor([0.001, 0.01, 0.1, 1.0]).repeat(2))

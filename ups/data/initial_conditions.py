@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 SLOTS = 4  # wave numbers 1 .. 4
-SIGMA, TAU, GAMMA = 25.0, 5.0, 2.0
-WAVES = 128  # the deviation of the last is 1e-4 of the first's
+FIELD_SIGMA, FIELD_TAU, FIELD_GAMMA = 25.0, 5.0, 2.0
+FIELD_WAVES = 128  # the deviation of the last is 1e-4 of the first's
 
 
 def cell_centres(points: int) -> Tensor:
@@ -46,10 +46,10 @@ def random_field(count: int, points: int, generator: torch.Generator) -> Tensor:
     Its covariance is sigma^2 (-Laplace + tau^2)^-gamma with sigma = 25, tau = 5, gamma = 2 (arXiv 2010.08895, section
     5.1): root mean square 0.59, where the sinusoids with their constants have 0.82.
     """
-    wave = 2 * math.pi * torch.arange(1, WAVES + 1, dtype=torch.float64)
-    deviation = SIGMA * (wave**2 + TAU**2) ** (-GAMMA / 2)
+    wave = 2 * math.pi * torch.arange(1, FIELD_WAVES + 1, dtype=torch.float64)
+    deviation = FIELD_SIGMA * (wave**2 + FIELD_TAU**2) ** (-FIELD_GAMMA / 2)
     angle = wave[:, None] * cell_centres(points)
-    drawn = torch.randn(count, 2 * WAVES, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(count, 2 * FIELD_WAVES, generator=generator, dtype=torch.float64)
     return drawn @ (math.sqrt(2) * deviation.repeat(2)[:, None] * torch.cat((angle.cos(), angle.sin())))
 
 

@@ -68,9 +68,9 @@ def spectral(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> Tensor
     points = u.shape[-1]
     waves = 2 * math.pi * torch.arange(points // 2 + 1, device=u.device, dtype=u.dtype)
     frames = [u]
-    hat = torch.fft.rfft(u, norm="forward")
+    hat, coarse = torch.fft.rfft(u, norm="forward"), points
     for start, end in itertools.pairwise(times):
-        coarse = min(points, points_needed(frames[-1], kappa))
+        coarse = min(coarse, max(points_needed(frames[-1], kappa), points_held(hat)))
         modes = coarse // 2 + 1
         hat, wave = hat[:, :modes], waves[:modes]
         transport = -0.5j * wave * (torch.arange(modes, device=u.device) <= coarse // 3)
@@ -102,6 +102,13 @@ def points_needed(u: Tensor, kappa: float | Tensor) -> int:
     """
     steepest = float(((u.amax(-1, keepdim=True) - u.amin(-1, keepdim=True)) / kappa).max())
     last = -math.log(torch.finfo(u.dtype).eps) * steepest / (2 * math.pi) ** 2
+    return 64 * max(math.ceil(3 * last / 64), 1)
+
+
+def points_held(hat: Tensor) -> int:
+    """The same for the modes that are there: an initial field may be sharper than any shock."""
+    size = hat.abs().amax(0)
+    last = int((size > torch.finfo(size.dtype).eps * size.max()).nonzero().max()) if size.max() > 0 else 0
     return 64 * max(math.ceil(3 * last / 64), 1)
 
 

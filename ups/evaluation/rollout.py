@@ -12,12 +12,12 @@ from ups.data.batches import generator_of
 from ups.data.solver import finite_volume
 from ups.data.trajectories import Trajectories
 
-Step = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
+Predictor = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
 """(u (B, N), nu (B,), time step, generator) -> the next frame (B, N)."""
 
 
 @torch.no_grad()
-def rollout(step: Step, window: Trajectories, member: int = 0, batch_size: int = 64) -> Tensor:
+def rollout(step: Predictor, window: Trajectories, member: int = 0, batch_size: int = 64) -> Tensor:
     """From the window's first frame, as many steps as it has further frames -> (S, T, N)."""
     generator = generator_of(window.u.device, 0, member)
     parts = []
@@ -31,7 +31,7 @@ def rollout(step: Step, window: Trajectories, member: int = 0, batch_size: int =
 
 
 @torch.no_grad()
-def one_step(step: Step, window: Trajectories, batch_size: int = 64) -> Tensor:
+def one_step(step: Predictor, window: Trajectories, batch_size: int = 64) -> Tensor:
     """Every frame of the window but the first, predicted from the true one before -> (S, T, N)."""
     samples, frames, points = window.u.shape
     pairs = Trajectories(
@@ -42,7 +42,7 @@ def one_step(step: Step, window: Trajectories, batch_size: int = 64) -> Tensor:
     return rollout(step, pairs, batch_size=batch_size * 8).reshape(samples, frames - 1, points)
 
 
-def ensemble(step: Step, window: Trajectories, members: int, batch_size: int = 64) -> Tensor:
+def ensemble(step: Predictor, window: Trajectories, members: int, batch_size: int = 64) -> Tensor:
     """`members` rollouts with their own noise -> (M, S, T, N)."""
     return torch.stack([rollout(step, window, member, batch_size) for member in range(members)])
 

@@ -17,7 +17,7 @@ from ups.errors import UserError
 from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.plots import save_figures
-from ups.evaluation.rollout import Step, classical_solver, ensemble, one_step, persistence
+from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_step, persistence
 from ups.files import nulled, write_json
 from ups.memory import Lever, Memory
 from ups.stages.stage import Stage
@@ -105,7 +105,7 @@ def members_of(stage: Stage, wanted: int | None) -> int:
     return (wanted or stage.members) if stage.stochastic else 1
 
 
-def scores_of(step: Step, field: Tensor, window: Trajectories, batch_size: int) -> dict:
+def scores_of(step: Predictor, field: Tensor, window: Trajectories, batch_size: int) -> dict:
     """`field`: the rollouts of `step` over the window."""
     truth = window.u[:, 1:]
     metrics = field_metrics(field, truth)

@@ -47,7 +47,7 @@ class Operator(Stage):
 
 
 def weights_by_nu(error: Tensor, batch: Batch) -> Tensor:
-    """(B,) -> (B,): nu^-p, where the batch's errors fall as nu^p. Of one nu all are 1.
+    """(B,) -> (B,): nu^-p, where the batch's errors go as nu^p. Of one nu all are 1.
 
     A small viscosity's sharp shocks would drown what is to be learned of a large one, whose errors are a hundred times
     smaller.

@@ -164,7 +164,7 @@ def train_stage(
     by_first(lambda: entry.finish(training.best_weights, training.rows, {
         "score": training.best["rollout_nrmse"],
         "metrics": {"validation": training.best, "test": scores},
-        "parameters": sum(parameter.numel() for parameter in stage.network.parameters()),
+        "parameters": sum(each.numel() * (1 + each.is_complex()) for each in stage.network.parameters()),
         "skipped": training.skipped,
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},
     }))  # fmt: skip
