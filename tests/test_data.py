@@ -186,6 +186,16 @@ def test_generator_caches_and_splits_are_disjoint(tmp_path):
     assert len(files) == 3
 
 
+def test_no_two_trajectories_of_the_published_sizes_are_alike(tmp_path):
+    """Those of all splits, and of the seed that benchmarks/accuracy.py scores on."""
+    sizes = dict(nu=0.001, train=512, validation=64, test=256, solver_points=32, shifts=1, frames=2, time_step=1e-6,
+                 initial_frame=0, rollout_steps=1)  # fmt: skip
+    splits = [Burgers(**generator_settings(**sizes, seed=seed)).load(tmp_path, CPU) for seed in (0, 1)]
+    first = torch.cat([part.u[:, 0] for each in splits for part in (each.train, each.validation, each.test)])
+    distance = torch.cdist(first, first) + torch.eye(len(first))
+    assert len(first) == 2 * (512 + 64 + 256) and distance.min() > 1e-3
+
+
 def test_a_larger_test_set_generates_only_itself(tmp_path):
     Burgers(**generator_settings()).load(tmp_path, CPU)
     Burgers(**generator_settings(test=7)).load(tmp_path, CPU)

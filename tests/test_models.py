@@ -113,6 +113,17 @@ def test_step_sees_nu_and_the_time_step(step):
 
 
 @torch.no_grad()
+def test_step_in_half_precision_is_near_the_whole(step):
+    """Fluxes are differenced in float32; a training at bfloat16 must not lose the field itself."""
+    for parameter in step.parameters():
+        parameter.mul_(0.3)
+    u = fields()
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = step(u, NU, 0.05)
+    assert halved.dtype == torch.float32 and 0 < (halved - step(u, NU, 0.05)).abs().max() < 0.1 * u.abs().max()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("points", [16, 32, 128])
 def test_networks_take_other_resolutions(step, points):
     assert step(fields(points), NU, 0.05).shape == (3, points)
