@@ -44,7 +44,7 @@ from ups.models.solver_in_the_loop import cole_hopf_step
 from ups.paths import CONFIG_FOLDER, ROOT
 from ups.runs.training import git_commit
 from ups.training.identity import identity_of
-from ups.training.obtain import load
+from ups.training.obtain import load, parameter_count
 from ups.training.runtime import set_up
 from ups.training.store import Entry
 
@@ -149,7 +149,7 @@ def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:
         "model": model,
         "seed": seed,
         "command": "python train.py " + " ".join(overrides(*run)),
-        "parameters": result["parameters"],
+        "parameters": parameter_count(stage.network),
         "seconds": spent,
         "validation": [(row[step] / run[-1] * spent, row[key]) for row in entry.rows() if key in row],
         "predict": lambda data, first, steps: rollout(stage.step, data.window(first, steps)),
@@ -272,7 +272,7 @@ def table(report: dict) -> str:
             ratio = at.get("versus_peer")
             cells.append(f"{ratio['ratio']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]" if ratio else "")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).replace("e-0", "e-").replace("e+00", "") + "\n"
 
 
 def picture(report: dict) -> Figure:
@@ -289,10 +289,12 @@ def picture(report: dict) -> Figure:
         at = scores["milliseconds"], scores["generated"]["nrmse"]
         if at[1] < 0.5:  # persistence and linear extrapolation would leave no room for the others
             right.loglog(*at, "o" if runs else "s", color=colour)
-            right.annotate(name, at, textcoords="offset points", xytext=(5, 4), fontsize=8, color=colour)
+            place = (5, 4) if name != "dilresnet" else (5, -12)  # it stands where unet stands
+            right.annotate(name, at, textcoords="offset points", xytext=place, fontsize=8, color=colour)
     left.set(xlabel="seconds of training, one thread", ylabel="rollout nRMSE, validation", title="training time")
     right.set(xlabel="milliseconds a step and trajectory", ylabel="rollout nRMSE, test", title="inference time")
     left.legend(fontsize=8)
+    right.margins(x=0.25)  # for the names
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
     figure.suptitle(f"Burgers' equation, nu {report['nu']:g}, 31 steps from one frame, 256 points")

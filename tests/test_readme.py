@@ -1,5 +1,6 @@
 """Every command of the README and of docs/ runs: trainings at smoke size, the rest as it stands."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -41,6 +42,18 @@ def test_every_test_that_a_page_names_exists():
     names = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
     sources = "".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
     assert len(names) > 40 and not [name for name in names if f"def {name}(" not in sources]
+
+
+def test_the_errors_in_the_readme_are_those_of_the_report():
+    predictors = json.loads((ROOT / "docs" / "accuracy" / "nu0.001.json").read_text())["predictors"]
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    names = {"neuraloperator_fno": "the `neuraloperator` package's FNO"} | {
+        name: f"`{name}`" for name in ("solver_in_the_loop", "dilresnet", "unet", "fno", "latent_operator")
+    } | {name: name for name in ("persistence", "finite volumes, 256 points", "finite volumes, 1024 points")}  # fmt: skip
+    for name, title in names.items():
+        scores = [predictors[name][test]["nrmse"] for test in ("generated", "pdebench")]
+        errors = [f"{score:.1e}".replace("e-0", "e-") for score in scores]
+        assert [row for row in rows if row.startswith(f"| {title}") and " | ".join(errors) in row], (title, errors)
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS), key=COMMANDS.index))
@@ -86,6 +99,15 @@ def test_command(command, folder, cache):
     elif words[:3] == ["python", "-m", "ups.runs.replay"]:
         # test_commands.py repeats a step with it; here: that there is such a command.
         assert run([sys.executable, *words[1:3], "--help"], ROOT).returncode == 0
+        return
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        # Minutes to hours: here, that it takes these words.
+        options = [word for word in words if word.startswith("--")]
+        answer = run([sys.executable, *words[1:2], "--help"], ROOT)
+        assert answer.returncode == 0 and all(option in answer.stdout for option in options)
+        return
+    elif command == "pip install -r benchmarks/requirements.txt":
+        assert (ROOT / words[-1]).read_text().startswith("neuraloperator==")
         return
     elif words[0] == "wandb":
         # The viewer needs a terminal and `sync` a server: that the client has them, and that the files are there.

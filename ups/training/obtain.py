@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from ups.callbacks.callback import Callback
 from ups.config import build
@@ -164,13 +165,18 @@ def train_stage(
     by_first(lambda: entry.finish(training.best_weights, training.rows, {
         "score": training.best["rollout_nrmse"],
         "metrics": {"validation": training.best, "test": scores},
-        "parameters": sum(each.numel() * (1 + each.is_complex()) for each in stage.network.parameters()),
+        "parameters": parameter_count(stage.network),
         "skipped": training.skipped,
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},
     }))  # fmt: skip
     for callback in callbacks:
         callback.on_trained(training)
     return "resumed" if state else "trained"
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Real numbers: a complex one is two."""
+    return sum(each.numel() * (1 + each.is_complex()) for each in network.parameters())
 
 
 def trial_step(training: Training) -> None:
