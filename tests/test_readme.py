@@ -103,7 +103,7 @@ def test_command(command, folder, cache):
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         # Minutes to hours: here, that it takes these words.
         options = [word for word in words if word.startswith("--")]
-        answer = run([sys.executable, *words[1:2], "--help"], ROOT)
+        answer = run([sys.executable, str(ROOT / words[1]), "--help"], folder)
         assert answer.returncode == 0 and all(option in answer.stdout for option in options)
         return
     elif command == "pip install -r benchmarks/requirements.txt":
