@@ -116,7 +116,8 @@ def test_two_processes_train_the_chain_as_one_does(start, tmp_path):
 
 
 def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path):
-    long = [*QUICK, "budget.operator=100", "stage.evaluations=1"]
+    # At the default rate rounding grows to 1e-2 within these steps: of one process too, from weights 1e-7 apart.
+    long = [*QUICK, "budget.operator=100", "stage.evaluations=1", "stage.optimizer.lr=1e-4"]
     run = start(*long)
     wait_for_steps(run, tmp_path)
     run.send_signal(signal.SIGTERM)
@@ -136,7 +137,7 @@ def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path)
     finished(start(*long, "store=other", processes=1))
     single = the_result(tmp_path)
     assert single["plan"][0]["action"] == "resumed" and single["digest"] == result["digest"]
-    assert weights_differ_by(tmp_path, "operator") < 1e-4
+    assert weights_differ_by(tmp_path, "operator") < 1e-5
     assert result["score"] == pytest.approx(single["score"], rel=1e-3)
 
 

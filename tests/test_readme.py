@@ -49,7 +49,8 @@ def test_the_errors_in_the_readme_are_those_of_the_report():
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
     names = {"neuraloperator_fno": "the `neuraloperator` package's FNO"} | {
         name: f"`{name}`" for name in ("solver_in_the_loop", "dilresnet", "unet", "fno", "latent_operator")
-    } | {name: name for name in ("persistence", "finite volumes, 256 points", "finite volumes, 1024 points")}  # fmt: skip
+    }
+    names |= {name: name for name in ("persistence", "finite volumes, 256 points", "finite volumes, 1024 points")}
     for name, title in names.items():
         scores = [predictors[name][test]["nrmse"] for test in ("generated", "pdebench")]
         errors = [f"{score:.1e}".replace("e-0", "e-") for score in scores]
