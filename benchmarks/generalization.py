@@ -31,8 +31,7 @@ CASES = {
 
 def main() -> None:
     checkpoints = [Path(word).resolve() for word in sys.argv[1:]]
-    targets = [read_json(checkpoint / "identity.json")["model"]["_target_"] for checkpoint in checkpoints]
-    columns = ["64 trajectories", *(target.rpartition(".")[2] for target in targets), "classical solver"]
+    columns = ["64 trajectories", *map(name_of, checkpoints), "classical solver"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for case, overrides in CASES.items():
         scores = [scores_of(checkpoint, overrides) for checkpoint in checkpoints]
@@ -42,6 +41,12 @@ def main() -> None:
     folder = ROOT / "docs" / "accuracy"
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "generalization.md", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+
+
+def name_of(checkpoint: Path) -> str:
+    content = read_json(checkpoint / "identity.json")
+    nu = content["dataset"]["nu_range"] or content["dataset"]["nu"]
+    return f"{content['model']['_target_'].rpartition('.')[2]}, trained at nu {nu}"
 
 
 def scores_of(checkpoint: Path, overrides: list[str]) -> dict:

@@ -173,7 +173,7 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
         metrics = json.loads((folder / "metrics.json").read_text())
         scored[name] = metrics | {"checkpoint": str(checkpoint)}
         expected = {"rmse", "nrmse", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid", "frmse_high", "mae",
-                    "one_step_nrmse", "nrmse_worst", "energy_excess", "diverged"}  # fmt: skip
+                    "one_step_nrmse", "nrmse_worst", "energy_excess", "diverged", "crps"}  # fmt: skip
         for scores in (metrics, metrics["baselines"]["persistence"], metrics["baselines"]["solver"]):
             assert expected <= set(scores) and len(scores["nrmse_per_frame"]) == 5
             assert scores["nrmse"] == pytest.approx(sum(scores["nrmse_per_trajectory"]) / 8)
@@ -184,15 +184,20 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
             assert ratio["ratio"] == pytest.approx(metrics["nrmse"] / metrics["baselines"][other]["nrmse"], rel=1e-5)
             assert ratio["low"] < ratio["ratio"] < ratio["high"]
         assert metrics["trajectories"] == 8 and metrics["seconds"] > 0
-        corrector = {"members", "crps", "spread_skill", "evaluations_per_step"}
-        assert (corrector <= set(metrics)) == (name == "diffusion_residual")
-        assert "persistence" in answer.stdout and len(list((folder / "figures").iterdir())) == 3
+        corrector = {"members", "spread_skill", "rank_histogram", "evaluations_per_step"}
+        assert bool(corrector & set(metrics)) == (corrector <= set(metrics)) == (name == "diffusion_residual")
+        assert "persistence" in answer.stdout
+        figures = {"space_time", "error", "spectrum"} | ({"ensemble"} if name == "diffusion_residual" else set())
+        assert {path.stem for path in (folder / "figures").iterdir()} == {f"{name}_{kind}" for kind in figures}
         assert ("versus_compare" in metrics) == ("compare" in answer.stdout) == (name == "diffusion_residual")
     operator, corrector = scored.values()
     ratio = corrector["versus_compare"]
     assert ratio["checkpoint"] == operator["checkpoint"] and ratio["nrmse"] == pytest.approx(operator["nrmse"])
     assert ratio["low"] < ratio["ratio"] < ratio["high"]
     assert ratio["ratio"] == pytest.approx(corrector["nrmse"] / operator["nrmse"], rel=1e-5)
+    assert operator["crps"] == pytest.approx(operator["mae"], rel=1e-5)
+    assert ratio["crps_low"] < ratio["crps_ratio"] < ratio["crps_high"]
+    assert ratio["crps_ratio"] == pytest.approx(corrector["crps"] / operator["mae"], rel=1e-5)
 
 
 def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tmp_path):

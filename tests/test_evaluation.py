@@ -10,7 +10,7 @@ import torch
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
-from ups.evaluation.plots import save_figures, space_time
+from ups.evaluation.plots import ensemble_panels, save_figures, space_time
 from ups.evaluation.rollout import ensemble, one_step, rollout
 from ups.files import nulled, write_json
 
@@ -87,12 +87,25 @@ def test_a_rollout_that_blew_up_is_counted_and_can_be_written(bad, tmp_path):
     text = (tmp_path / "metrics.json").read_text()
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read["nrmse"] is None and read["nrmse_per_frame"][:2] == [0, 0] and read["nrmse_per_frame"][2] is None
-    paths = save_figures(tmp_path, "operator", prediction, truth, 0.05, {"persistence": truth})
+    paths = save_figures(tmp_path, "operator", prediction[None], truth, 0.05, {"persistence": truth})
     assert all(path.stat().st_size > 1000 for path in paths.values())
+    with_one_lost = torch.stack((truth + 0.1, prediction, truth - 0.1))
+    assert ensemble_metrics(with_one_lost, truth)["crps_per_trajectory"][0] < 0.1
+    ensemble_panels(with_one_lost, truth, 0.05, "").savefig(tmp_path / "members.png")
     figure = space_time(prediction[1], truth[1], 0.05, "")  # the median above is the one that did not
     figure.savefig(tmp_path / "lost.png")
     (drawn,) = figure.axes[2].images
     assert drawn.get_clim() == pytest.approx((-float(truth[1].max()), float(truth[1].max())) if bad == bad else (0, 0))
+
+
+def test_an_ensemble_has_a_figure_of_its_own(tmp_path):
+    members, truth = torch.randn(9, 3, 4, 32, generator=torch.Generator().manual_seed(0)).split((8, 1))
+    assert set(save_figures(tmp_path, "any", members, truth[0], 0.05, {})) == {
+        "space_time", "error", "spectrum", "ensemble"
+    }  # fmt: skip
+    figure = ensemble_panels(members, truth[0], 0.05, "")
+    ranks = [bar.get_height() for bar in figure.axes[3].patches]
+    assert ranks == pytest.approx(ensemble_metrics(members, truth[0])["rank_histogram"])
 
 
 def test_crps_equals_its_definition():
@@ -109,6 +122,25 @@ def test_spread_skill_of_a_calibrated_ensemble_is_one():
     calibrated = torch.from_numpy(draw)
     assert ensemble_metrics(calibrated[:8], calibrated[8])["spread_skill"] == pytest.approx(1, abs=0.02)
     assert ensemble_metrics(0.5 * calibrated[:8], calibrated[8])["spread_skill"] < 0.6
+
+
+def test_coverage_and_ranks_of_a_calibrated_ensemble():
+    draw = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 40, 10, 64)).astype("float32"))
+    got = ensemble_metrics(draw[:19], draw[19])
+    assert got["coverage_90"] == pytest.approx(0.9, abs=0.01) and got["coverage_50"] == pytest.approx(0.5, abs=0.01)
+    assert got["rank_histogram"] == pytest.approx([1 / 20] * 20, abs=0.005) and len(got["spread_skill_per_frame"]) == 10
+    few = ensemble_metrics(draw[:8], draw[19])
+    assert "coverage_90" not in few and few["coverage_50"] == pytest.approx(0.5, abs=0.02)
+    narrow = ensemble_metrics(0.5 * draw[:19], draw[19])
+    assert narrow["coverage_90"] < 0.65 and narrow["rank_histogram"][0] > 0.1 < narrow["rank_histogram"][-1]
+
+
+def test_coverage_and_ranks_by_hand():
+    """Members 0, 1, 2: the central half reaches from the first to the third; a truth that is a member is between."""
+    members = torch.tensor([0.0, 1, 2])[:, None, None, None].expand(-1, 1, 1, 4)
+    got = ensemble_metrics(members, torch.tensor([[[-1.0, 0.5, 1.0, 1.5]]]))
+    assert got["coverage_50"] == 0.75 and "coverage_90" not in got
+    assert got["rank_histogram"] == [1 / 4, 1.5 / 4, 1.5 / 4, 0]
 
 
 def window():

@@ -10,7 +10,7 @@ from ups.loggers.logger import Logger
 
 
 class Figures(Callback):
-    """space_time, error and spectrum, for each stage at its end."""
+    """space_time, error, spectrum and of several members ensemble, for each stage at its end."""
 
     def __init__(self, loggers: Iterable[Logger], folder: Path):
         self.loggers = list(loggers)
@@ -19,9 +19,9 @@ class Figures(Callback):
     def on_end(self, training) -> None:
         stage, name, window = training.stage, training.settings.name, training.data.validation
         truth = window.u[:, 1:]
-        prediction = ensemble(stage.step, window, stage.members).mean(0)
+        members = ensemble(stage.step, window, stage.members)
         baselines = {"persistence": persistence, "solver": classical_solver}
         fields = {label: rollout(step, window) for label, step in baselines.items()}
-        for kind, path in save_figures(self.folder, name, prediction, truth, window.time_step, fields).items():
+        for kind, path in save_figures(self.folder, name, members, truth, window.time_step, fields).items():
             for logger in self.loggers:
                 logger.log_figure(f"figures/{name}/{kind}", path)

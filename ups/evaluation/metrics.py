@@ -69,25 +69,57 @@ def rollout_nrmse(prediction: Tensor, truth: Tensor) -> float:
     return float(relative_error(prediction, truth).mean())
 
 
-def ensemble_metrics(members: Tensor, truth: Tensor) -> dict[str, float]:
+def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
     """members: (M, S, T, N), truth: (S, T, N).
 
-    crps: the fair (unbiased in M) estimate, mean over everything; for one member it is the mean absolute error.
+    crps: the fair (unbiased in M) estimate, mean over everything, and its list `crps_per_trajectory` (S). Of one member
+    it is the mean absolute error, and then there is nothing else.
     spread_skill: root of the mean variance over the root mean square error of the ensemble's mean, corrected for M;
-    1 for a calibrated ensemble.
+    1 for a calibrated ensemble. spread_skill_per_frame: the same of each frame (T).
+    coverage_50, coverage_90: how often the truth is inside that central interval, which needs 3 and 19 members.
+    rank_histogram: how often 0 .. M members are below the truth (M + 1); all alike for a calibrated ensemble.
     """
     count = len(members)
-    accuracy = (members - truth).abs().mean()
-    if count == 1:
-        return {"members": 1, "crps": float(accuracy)}
+    crps = (members - truth).abs().mean((0, 2, 3))
     ordered = members.sort(0).values
-    # sum over pairs |a - b| from the order statistics: the k-th smallest of M enters 2k - M + 1 times.
-    weight = torch.arange(count, device=members.device, dtype=members.dtype) * 2 - (count - 1)
-    pairs = (ordered * weight[:, None, None, None]).sum(0).mean() / (count * (count - 1))
-    variance = members.var(0).mean()
-    skill = (members.mean(0) - truth).square().mean()
-    return {
-        "members": count,
-        "crps": float(accuracy - pairs),
-        "spread_skill": float((variance * (count + 1) / count / skill).sqrt()),
+    if count > 1:
+        # sum over pairs |a - b| from the order statistics: the k-th smallest of M enters 2k - M + 1 times.
+        weight = torch.arange(count, device=members.device, dtype=members.dtype) * 2 - (count - 1)
+        crps = crps - (ordered * weight[:, None, None, None]).sum(0).mean((1, 2)) / (count * (count - 1))
+    scores = {"members": count, "crps": float(crps.mean()), "crps_per_trajectory": crps.tolist()}
+    if count == 1:
+        return scores
+    variance, error = members.var(0), (members.mean(0) - truth).square()
+    spread_skill = lambda *over: (variance.mean(over) * (count + 1) / count / error.mean(over)).sqrt()
+    scores |= {
+        "spread_skill": float(spread_skill(0, 1, 2)),
+        "spread_skill_per_frame": spread_skill(0, 2).tolist(),
+        "rank_histogram": rank_histogram(members, truth),
     }
+    covered = {f"coverage_{percent}": coverage(ordered, truth, percent / 100) for percent in (50, 90)}
+    return scores | {name: value for name, value in covered.items() if value is not None}
+
+
+def rank_histogram(members: Tensor, truth: Tensor) -> list[float]:
+    """(M, ...), (...) -> (M + 1), which sums to 1. A truth that equals members has half of its weight at either end."""
+    below, not_above = (members < truth).sum(0), (members <= truth).sum(0)
+    counts = sum(torch.bincount(rank.flatten(), minlength=len(members) + 1) for rank in (below, not_above))
+    return (counts / counts.sum()).tolist()
+
+
+def coverage(ordered: Tensor, truth: Tensor, probability: float) -> float | None:
+    """How often the truth lies in the central interval of (M, ...) sorted members; None where M is too small for it.
+
+    The p-quantile of M members is the one at place p (M + 1): the truth, if it is one more draw, is below it with
+    probability p.
+    """
+    place = (1 - probability) / 2 * (len(ordered) + 1) - 1
+    if place < -1e-6:
+        return None
+    low, high = (_between(each, max(place, 0.0)) for each in (ordered, ordered.flip(0)))
+    return float(((low <= truth) & (truth <= high)).float().mean())
+
+
+def _between(ordered: Tensor, place: float) -> Tensor:
+    index = int(place)
+    return torch.lerp(ordered[index], ordered[min(index + 1, len(ordered) - 1)], place - index)

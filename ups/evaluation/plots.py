@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ups.evaluation.metrics import diverged, mode_amplitudes, relative_error
+from ups.evaluation.metrics import diverged, mode_amplitudes, rank_histogram, relative_error
 from ups.files import write
 
 COLOURS = {
@@ -64,13 +64,69 @@ def spectrum(prediction: Tensor, truth: Tensor, title: str) -> Figure:
     return figure
 
 
-def save_figures(
-    folder: Path, name: str, prediction: Tensor, truth: Tensor, time_step: float, others: dict[str, Tensor]
-) -> dict[str, Path]:  # fmt: skip
-    """The three figures of (S, T, N) rollouts as `folder/NAME_*.png`. The trajectory shown is the median one."""
-    folder.mkdir(parents=True, exist_ok=True)
+def ensemble_panels(members: Tensor, truth: Tensor, time_step: float, title: str) -> Figure:
+    """(M, S, T, N), (S, T, N): one trajectory's last frame, its steepest place; all trajectories' spread and ranks."""
+    count, mean = len(members), members.mean(0)
+    shown = median_trajectory(mean, truth)
+    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    ((bands, shock), (time, ranks)) = figure.subplots(2, 2)
+
+    last, last_truth, center = members[:, shown, -1].cpu(), truth[shown, -1].cpu(), mean[shown, -1].cpu()
+    ordered = (last - center).sort(0).values
+    x = np.arange(len(center)) / len(center)
+    for outside, alpha in ((0, 0.25), (count // 4, 0.45)):
+        if outside < count - 1 - outside:
+            inside = (count - 1 - 2 * outside) / (count + 1)
+            bands.fill_between(
+                x, ordered[outside], ordered[count - 1 - outside], alpha=alpha, color=COLOURS["surrogate"], linewidth=0,
+                label=f"{inside:.0%} interval",
+            )  # fmt: skip
+    bands.plot(x, last_truth - center, color=COLOURS["truth"], linewidth=0.9, label="truth")
+    bands.set(title="the last frame of the median trajectory, less the ensemble's mean", xlabel="x")
+
+    steepest = int((last_truth.roll(-1) - last_truth).argmin())
+    near = [(steepest + offset) % len(center) for offset in range(-5, 7)]
+    place = (np.arange(steepest - 5, steepest + 7)) / len(center)
+    for k, member in enumerate(last):
+        label = "members" if k == 0 else None
+        shock.plot(place, member[near], color=COLOURS["surrogate"], linewidth=0.8, alpha=0.6, label=label)
+    shock.plot(place, last_truth[near], "o-", color=COLOURS["truth"], markersize=3, linewidth=1, label="truth")
+    shock.set(title="at its steepest shock", xlabel="x")
+
+    seconds = np.arange(1, truth.shape[1] + 1) * time_step
+    spread = (members.var(0).mean((0, 2)) * (count + 1) / count).sqrt().cpu()
+    skill = (mean - truth).square().mean((0, 2)).sqrt().cpu()
+    time.plot(seconds, spread, color=COLOURS["surrogate"], label="spread of the members")
+    time.plot(seconds, skill, color=COLOURS["error"], label="error of their mean")
+    time.set(title="all trajectories", xlabel="time since the given frame", ylabel="root mean square")
+    time.set_ylim(bottom=0)
+
+    ranks.bar(range(count + 1), rank_histogram(members, truth), width=0.9, color=COLOURS["surrogate"])
+    ranks.axhline(1 / (count + 1), color=COLOURS["truth"], linestyle="--", linewidth=1, label="calibrated")
+    ranks.set(title="rank of the truth", xlabel="members below the truth", ylabel="frequency")
+    for axis in (bands, shock, time, ranks):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
+def median_trajectory(prediction: Tensor, truth: Tensor) -> int:
     error = relative_error(prediction, truth).mean(1)
-    shown = int(error.argsort()[len(error) // 2])
+    return int(error.argsort()[len(error) // 2])
+
+
+def save_figures(
+    folder: Path, name: str, members: Tensor, truth: Tensor, time_step: float, others: dict[str, Tensor]
+) -> dict[str, Path]:  # fmt: skip
+    """The figures of (M, S, T, N) rollouts and their mean as `folder/NAME_*.png`, of the median trajectory.
+
+    truth and others: (S, T, N). One member is a deterministic prediction, and has no figure of an ensemble.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    prediction = members.mean(0)
+    shown = median_trajectory(prediction, truth)
+    error = float(relative_error(prediction[shown], truth[shown]).mean())
     curves = {
         label: relative_error(field, truth).mean(0) for label, field in ({"surrogate": prediction} | others).items()
     }
@@ -78,11 +134,13 @@ def save_figures(
     title = f"{name}, {lost} of {len(truth)} trajectories diverged" if lost else name
     figures = {
         "space_time": space_time(
-            prediction[shown], truth[shown], time_step, f"{name}: median trajectory, nRMSE {float(error[shown]):.1e}"
+            prediction[shown], truth[shown], time_step, f"{name}: median trajectory, nRMSE {error:.1e}"
         ),
         "error": error_over_frames(curves, time_step, title),
         "spectrum": spectrum(prediction, truth, title),
     }
+    if len(members) > 1:
+        figures["ensemble"] = ensemble_panels(members, truth, time_step, f"{title}: {len(members)} members")
     paths = {kind: folder / f"{name}_{kind}.png" for kind in figures}
     for kind, figure in figures.items():
         write(paths[kind], lambda partial, figure=figure: figure.savefig(partial, format="png", dpi=120))

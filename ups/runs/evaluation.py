@@ -27,7 +27,7 @@ from ups.training.runtime import Runtime, choose_threads, set_up
 
 SHOWN = (
     "worst_over_mean", "one_step_nrmse", "rmse", "mae", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid",
-    "frmse_high", "energy_excess", "diverged", "crps", "spread_skill",
+    "frmse_high", "energy_excess", "diverged", "crps", "spread_skill", "coverage_50", "coverage_90",
 )  # fmt: skip
 
 
@@ -55,26 +55,25 @@ def run_evaluation(cfg: DictConfig) -> float:
     with Memory("the rollouts", levers, runtime.device):
         choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
         fields = ensemble(stage.step, window, members, cfg.batch_size)
-        prediction = fields.mean(0)
-        metrics = scores(stage.step, prediction)
+        metrics = scores(stage.step, fields)
         if stage.stochastic:
             metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
-        other_fields = {
-            name: ensemble(step, window, count, cfg.batch_size).mean(0) for name, (step, count) in others.items()
-        }
-        other_scores = {name: scores(step, other_fields[name]) for name, (step, _) in others.items()}
+        other_fields, other_scores = {}, {}
+        for name, (step, count) in others.items():
+            rollouts = ensemble(step, window, count, cfg.batch_size)
+            other_fields[name], other_scores[name] = rollouts.mean(0), scores(step, rollouts)
 
     columns = {"surrogate": metrics} | other_scores
     versus = {name: ratio_of(metrics, scored) for name, scored in other_scores.items()}
     metrics = metrics | {"baselines": {name: other_scores[name] for name in ("persistence", "solver")}}
     metrics |= {f"versus_{name}": ratio for name, ratio in versus.items()}
     if cfg.compare is not None:
-        facts = {"checkpoint": str(cfg.compare), "nrmse": other_scores["compare"]["nrmse"]}
+        facts = {"checkpoint": str(cfg.compare)} | {name: other_scores["compare"][name] for name in ("nrmse", "crps")}
         metrics["versus_compare"] = facts | versus["compare"]
     metrics |= {"trajectories": len(window), "seconds": round(time.monotonic() - started, 1)}
 
     write_json(folder / "metrics.json", nulled(metrics))
-    save_figures(folder / "figures", identity.stage, prediction, truth, window.time_step, other_fields)
+    save_figures(folder / "figures", identity.stage, fields, truth, window.time_step, other_fields)
     title = f"{identity.folder}: {truth.shape[1]} steps, {len(window)} trajectories"
     if cfg.compare is not None:
         title += f"; compare: {compared.folder}"
@@ -105,20 +104,26 @@ def members_of(stage: Stage, wanted: int | None) -> int:
     return (wanted or stage.members) if stage.stochastic else 1
 
 
-def scores_of(step: Predictor, field: Tensor, window: Trajectories, batch_size: int) -> dict:
-    """`field`: the rollouts of `step` over the window."""
+def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size: int) -> dict:
+    """`fields` (M, S, T, N): the rollouts of `step` over the window; one if it is deterministic."""
     truth = window.u[:, 1:]
-    metrics = field_metrics(field, truth)
+    metrics = field_metrics(fields.mean(0), truth)
+    ensemble_scores = ensemble_metrics(fields, truth)
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
+        "crps": ensemble_scores["crps"],
+        "crps_per_trajectory": ensemble_scores["crps_per_trajectory"],
     }
 
 
 def ratio_of(scored: dict, other: dict) -> dict[str, float]:
-    """The ratio of two predictors' nrmse, with its interval."""
-    ratio, low, high = paired_ratio(scored["nrmse_per_trajectory"], other["nrmse_per_trajectory"])
-    return {"ratio": ratio, "low": low, "high": high}
+    """The ratio of two predictors' nrmse, and that of their crps, with their intervals."""
+    nrmse, crps = (
+        paired_ratio(scored[name], other[name]) for name in ("nrmse_per_trajectory", "crps_per_trajectory")
+    )
+    names = ("ratio", "low", "high", "crps_ratio", "crps_low", "crps_high")
+    return dict(zip(names, (*nrmse, *crps), strict=True))
 
 
 def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> Table:
@@ -133,8 +138,10 @@ def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> T
         if measure in columns["surrogate"]:
             table.add_row(measure, *(f"{scores[measure]:.3g}" if measure in scores else "" for scores in scored))
     table.add_section()
-    table.add_row("surrogate / this", "", *(f"{ratio['ratio']:.3g}" for ratio in versus.values()))
-    table.add_row("  95 % interval", "", *(span(ratio["low"], ratio["high"]) for ratio in versus.values()))
+    for measure, prefix in (("nrmse", ""), ("crps", "crps_")):
+        ratio, low, high = (prefix + name for name in ("ratio", "low", "high"))
+        table.add_row(f"{measure} / this one's", "", *(f"{scores[ratio]:.3g}" for scores in versus.values()))
+        table.add_row("  95 % interval", "", *(span(scores[low], scores[high]) for scores in versus.values()))
     return table
 
 
