@@ -103,6 +103,7 @@ def ensemble_panels(members: Tensor, truth: Tensor, time_step: float, title: str
 
     ranks.bar(range(count + 1), rank_histogram(members, truth), width=0.9, color=COLOURS["surrogate"])
     ranks.axhline(1 / (count + 1), color=COLOURS["truth"], linestyle="--", linewidth=1, label="calibrated")
+    ranks.xaxis.get_major_locator().set_params(integer=True)
     ranks.set(title="rank of the truth", xlabel="members below the truth", ylabel="frequency")
     for axis in (bands, shock, time, ranks):
         axis.grid(alpha=0.3)

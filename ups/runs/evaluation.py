@@ -127,8 +127,9 @@ def ratio_of(scored: dict, other: dict) -> dict[str, float]:
 
 
 def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> Table:
-    """A column for each predictor's scores; below, how much of its error the surrogate has."""
-    table = Table("measure", title=title, title_justify="left")
+    """A column for each predictor's scores; below, the ratios of the surrogate's to its."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure", no_wrap=True, min_width=16)
     for name in columns:
         table.add_column(name, justify="right")
     scored = list(columns.values())
@@ -140,7 +141,7 @@ def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> T
     table.add_section()
     for measure, prefix in (("nrmse", ""), ("crps", "crps_")):
         ratio, low, high = (prefix + name for name in ("ratio", "low", "high"))
-        table.add_row(f"{measure} / this one's", "", *(f"{scores[ratio]:.3g}" for scores in versus.values()))
+        table.add_row(f"{measure} ratio", "", *(f"{scores[ratio]:.3g}" for scores in versus.values()))
         table.add_row("  95 % interval", "", *(span(scores[low], scores[high]) for scores in versus.values()))
     return table
 
