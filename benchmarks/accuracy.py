@@ -11,13 +11,8 @@ where it stopped. Writes docs/accuracy/nu*.json, .md (the table) and .png.
 import argparse
 import math
 import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,36 +22,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from ups.config import build, check
+from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained
+from ups.config import build
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, spectral
 from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import rollout
-from ups.files import nulled, read_json, write, write_json
+from ups.files import nulled, write, write_json
 from ups.models.solver_in_the_loop import cole_hopf_step
-from ups.paths import CONFIG_FOLDER, ROOT
+from ups.paths import ROOT
 from ups.runs.training import git_commit
-from ups.training.identity import identity_of
-from ups.training.obtain import load, parameter_count
-from ups.training.runtime import set_up
-from ups.training.store import Entry
+from ups.training.obtain import parameter_count
 
 PEER = "neuraloperator_fno"
 MODELS = ("dilresnet", "solver_in_the_loop", "latent_operator", "fno", "unet", PEER)
 SETTINGS = {  # beside the defaults
     "latent_operator": ["stage.optimizer.lr=2e-3"],  # the default makes these two diverge
     "fno": ["stage.optimizer.lr=2e-3"],
-    PEER: ["hydra.searchpath=[file://benchmarks/conf]", "stage.input_noise=[0,0]"],
+    PEER: [SEARCH_PATH, "stage.input_noise=[0,0]"],
 }
-TRIAL_STEPS = 60
-COMPOSING = threading.Lock()  # Hydra composes in one thread at a time
 CPU = torch.device("cpu")
 
 
@@ -76,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     models = asked.models.split(",")
-    node = composed(asked.nu, models[0], 0, 1).dataset
+    node = composed(overrides(asked.nu, models[0], 0)).dataset
     dataset = build(node, "dataset")
     dataset.load(Path("cache"), CPU)  # once, before the workers want it
     # Initial conditions of another seed: the models were developed while the test split of seed 0 was in sight.
@@ -89,9 +79,9 @@ def main() -> None:
         if abs((nu := float(tests["pdebench"].nu[0])) - asked.nu) > 1e-6:
             parser.error(f"--pdebench={asked.pdebench} has nu {nu:g}, not --nu={asked.nu:g}")
 
-    runs = [(model, seed) for seed in range(asked.seeds) for model in models]
+    wanted = [(model, seed) for seed in range(asked.seeds) for model in models]
     with ThreadPoolExecutor(asked.workers) as pool:
-        trained = list(pool.map(lambda run: trained_for(asked.minutes * 60, asked.nu, *run), runs))
+        runs = list(pool.map(lambda run: trained_for(asked.minutes * 60, asked.nu, *run), wanted))
 
     report = {"nu": asked.nu, "minutes": asked.minutes, "workers": asked.workers, "machine": machine()}
     report |= {"commit": git_commit(), "peer": version("neuraloperator") if PEER in models else None}
@@ -100,9 +90,9 @@ def main() -> None:
         for name, predict in baselines().items()
     } | {
         model: scored(
-            [run.pop("predict") for run in trained if run["model"] == model],
+            [run.pop("predict") for run in runs if run["model"] == model],
             tests, dataset.initial_frame, dataset.rollout_steps,
-        ) | {"trainings": [run for run in trained if run["model"] == model]}
+        ) | {"trainings": [run for run in runs if run["model"] == model]}
         for model in models
     }  # fmt: skip
     for scores in report["predictors"].values():
@@ -121,51 +111,28 @@ def main() -> None:
 # --- Trainings ---
 
 
-def overrides(nu: float, model: str, seed: int, steps: int) -> list[str]:
-    chosen = [f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}", f"budget.operator={steps}"]
+def overrides(nu: float, model: str, seed: int) -> list[str]:
+    chosen = [f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}"]
     return [*chosen, *SETTINGS.get(model, [])]
-
-
-def composed(nu: float, model: str, seed: int, steps: int) -> DictConfig:
-    with COMPOSING, initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        cfg = compose("train", overrides=overrides(nu, model, seed, steps))
-    check(cfg)
-    return cfg
 
 
 def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:
     """One training by train.py, or what the store has of it."""
     tried = Path("cache") / "accuracy" / f"{model}-nu{nu:g}-{seconds:g}s-seed{seed}.json"
-    if not tried.exists():
-        tried.parent.mkdir(parents=True, exist_ok=True)
-        write_json(tried, {"steps": round(seconds / seconds_per_step(nu, model, seed))})
-    run = (nu, model, seed, read_json(tried)["steps"])
-    train(overrides(*run))
-    entry = Entry(Path("store"), identity_of(composed(*run)))
-    stage, result = load(entry, None, set_up(device="cpu", threads=1)).stage, entry.result()
-    spent = result["seconds"]["training"]
+    steps = steps_for(seconds, tried, overrides(nu, model, seed), ["budget.operator"])
+    chosen = [*overrides(nu, model, seed), f"budget.operator={steps}"]
+    stage, entry = trained(chosen)
+    spent = entry.result()["seconds"]["training"]
     key, step = "evaluation/operator/rollout_nrmse", "training/operator/step"
     return {
         "model": model,
         "seed": seed,
-        "command": "python train.py " + " ".join(overrides(*run)),
+        "command": "python train.py " + " ".join(chosen),
         "parameters": parameter_count(stage.network),
         "seconds": spent,
-        "validation": [(row[step] / run[-1] * spent, row[key]) for row in entry.rows() if key in row],
+        "validation": [(row[step] / steps * spent, row[key]) for row in entry.rows() if key in row],
         "predict": lambda data, first, steps: rollout(stage.step, data.window(first, steps)),
     }
-
-
-def seconds_per_step(nu: float, model: str, seed: int) -> float:
-    """Of a short training that is thrown away."""
-    with tempfile.TemporaryDirectory() as store:
-        train([*overrides(nu, model, seed, TRIAL_STEPS), f"store={store}", "stage.evaluations=1"], quiet=True)
-        return read_json(next(Path(store).glob("*/result.json")))["seconds"]["training"] / TRIAL_STEPS
-
-
-def train(chosen: list[str], quiet: bool = False) -> None:
-    command = [sys.executable, "train.py", *chosen, "logger=none", "runtime.threads=1"]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL if quiet else None)
 
 
 # --- Scores ---
@@ -220,7 +187,9 @@ def refined(u: Tensor, factor: int) -> Tensor:
 
 def scored(predictors: list[Predict], tests: dict[str, Trajectories], first: int, steps: int) -> dict:
     """Of one predictor trained with several seeds: means over the seeds, and the spread between them."""
-    scores = {"milliseconds": milliseconds(predictors[0], tests["generated"], first)}
+    part = tests["generated"].split(64)[0]
+    spent = milliseconds(lambda: predictors[0](part, first, 4))
+    scores = {"milliseconds": spent / 4 / len(part)}  # of one step of one trajectory, on one thread
     for name, data in tests.items():
         truth = data.window(first, steps).u[:, 1:]
         each = [field_metrics(predict(data, first, steps), truth) for predict in predictors]
@@ -235,17 +204,6 @@ def scored(predictors: list[Predict], tests: dict[str, Trajectories], first: int
             "nrmse_per_trajectory": per_trajectory,
         }
     return scores
-
-
-def milliseconds(predict: Predict, data: Trajectories, first: int) -> float:
-    """Of one step of one trajectory, in batches of 64 on one thread; the median of five."""
-    part = data.split(64)[0]
-    laps = []
-    for _ in range(6):
-        started = time.perf_counter()
-        predict(part, first, 4)
-        laps.append((time.perf_counter() - started) / 4 / len(part) * 1e3)
-    return statistics.median(laps[1:])
 
 
 # --- Table and picture ---
@@ -304,13 +262,6 @@ def picture(report: dict) -> Figure:
         axis.grid(alpha=0.3, which="both")
     figure.suptitle(f"Burgers' equation, nu {report['nu']:g}, 31 steps from one frame, 256 points")
     return figure
-
-
-def machine() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {(names or [platform.processor()])[0]}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

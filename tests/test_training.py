@@ -361,6 +361,20 @@ def test_student_needs_as_many_evaluations_as_it_says(evaluations, data):
     assert len(calls) == evaluations
 
 
+@pytest.mark.parametrize("count", range(1, 9))
+def test_a_step_takes_as_many_evaluations_as_it_says(count):
+    stage, asked = diffusion(), []
+    stage.evaluations_per_step = count
+
+    def denoise(z, sigma):
+        asked.append(float(sigma[0]))
+        return 0.5 * z
+
+    stage.sample(denoise, lambda: torch.ones(2, 32))
+    assert len(asked) == count and asked[0] == pytest.approx(20)
+    assert sorted(asked, reverse=True) == asked and (count == 1 or asked[-1] == pytest.approx(0.02))
+
+
 def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):
     """Answering zero for every noise, the collapse of the system before, costs more than the teacher's own answer."""
     teacher = diffusion()

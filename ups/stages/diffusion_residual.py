@@ -28,11 +28,6 @@ class DiffusionResidual(Stage):
         self, network, requires: Stage, sigma: list[float], log_sigma: list[float], evaluations_per_step: int,
         members: int,
     ):  # fmt: skip
-        if evaluations_per_step % 2 == 0:
-            raise UserError(
-                f"stage.evaluations_per_step={evaluations_per_step}: Heun's method takes an odd number, 2 a noise "
-                "level but the last"
-            )
         if not isinstance(requires, Operator):
             raise UserError("stage.requires: a diffusion_residual requires an operator")
         self.operator = requires
@@ -69,12 +64,15 @@ class DiffusionResidual(Stage):
         return sampled_step(self, u, nu, time_step, generator)
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
-        """Heun's method along the probability flow from sigma_max to sigma_min -> z0 (B, N)."""
-        count = (self.evaluations_per_step + 1) // 2
+        """Heun's method along the probability flow from sigma_max to sigma_min -> z0 (B, N).
+
+        A step of it takes two evaluations and the last level one; of an even number, the last step is Euler's.
+        """
         z = self.sigma_max * draw()
-        levels = noise_levels(self.sigma_min, self.sigma_max, count, z)
-        for sigma, lower in itertools.pairwise(levels):
-            z = heun_step(denoise, z, sigma, lower)
+        levels = noise_levels(self.sigma_min, self.sigma_max, self.evaluations_per_step // 2 + 1, z)
+        for k, (sigma, lower) in enumerate(itertools.pairwise(levels), 1):
+            step = heun_step if 2 * k < self.evaluations_per_step else euler_step
+            z = step(denoise, z, sigma, lower)
         return denoise(z, levels[-1].expand(len(z), 1))
 
 
@@ -103,3 +101,9 @@ def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Ten
     euler = z + (lower - sigma) * slope
     slope_there = (euler - denoise(euler, lower)) / lower
     return z + (lower - sigma) * (slope + slope_there) / 2
+
+
+def euler_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
+    """The same, first order."""
+    sigma, lower = sigma.expand(len(z), 1), lower.expand(len(z), 1)
+    return z + (lower - sigma) * (z - denoise(z, sigma)) / sigma

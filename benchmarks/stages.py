@@ -1,0 +1,248 @@
+"""What stages 2 and 3 add to an operator, beside controls that had the same time.
+
+    python benchmarks/stages.py --seeds 3
+    python benchmarks/stages.py --seeds 3 --points 64
+
+Trainings are `python train.py` of one thread, as many at a time as --workers; their steps are what fits into the time
+by a trial. The second command is a harder setting: four times fewer points, so that much of the next field is not to be
+known. What is done is kept, in cache/ and store/: an interrupted benchmark goes on where it stopped. Writes
+docs/stages/points*.json, .md (the table) and .png.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained
+from ups.config import build
+from ups.data.batches import generator_of
+from ups.data.trajectories import Trajectories
+from ups.evaluation.bootstrap import interval, paired_ratio
+from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
+from ups.evaluation.rollout import ensemble, one_step, persistence
+from ups.files import nulled, read_json, write, write_json
+from ups.paths import ROOT
+from ups.runs.training import git_commit
+from ups.stages.stage import Stage
+
+CPU = torch.device("cpu")
+MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a trained stage, and how many evaluations of its network a step takes if it says so."""
+
+    title: str
+    training: str  # of TRAININGS
+    evaluations: int | None = None
+
+
+# name -> (stage, the budgets that are its own and its prerequisites', its own last)
+TRAININGS = {
+    "operator": ("operator", ["operator"]),
+    "longer": ("operator", ["operator"]),
+    "deterministic": ("deterministic_corrector", ["operator", "diffusion_residual"]),
+    "diffusion": ("diffusion_residual", ["operator", "diffusion_residual"]),
+    "student": ("consistency_distill", ["operator", "diffusion_residual", "consistency_distill"]),
+}
+ROWS = [
+    Row("operator alone", "operator"),
+    Row("operator, trained as long as both", "longer"),
+    Row("deterministic corrector", "deterministic"),
+    Row("diffusion", "diffusion"),
+    Row("diffusion, 2 evaluations", "diffusion", 2),
+    Row("diffusion, 1 evaluation", "diffusion", 1),
+    Row("student, 2 evaluations", "student", 2),
+    Row("student, 1 evaluation", "student", 1),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each stage and seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--points", type=int, default=256)
+    parser.add_argument("--trajectories", type=int, default=64, help="of the test, which nothing else has seen")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "stages", help="folder of the report")
+    asked = parser.parse_args()
+    asked.output = asked.output.resolve()
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+
+    shared = [SEARCH_PATH, f"dataset.points={asked.points}"]
+    node = composed(shared).dataset
+    dataset = build(node, "dataset")
+    dataset.load(Path("cache"), CPU)  # once, before the workers want it
+    unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
+    window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
+
+    with ThreadPoolExecutor(asked.workers) as pool:
+        seeds = range(asked.seeds)
+        runs = list(pool.map(lambda seed: all_of_a_seed(asked.minutes * 60, seed, shared, asked.points), seeds))
+        scored = list(pool.map(lambda run: [scores_of(row, run[row.training], window) for row in ROWS], runs))
+
+    report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
+    report |= {"commit": git_commit(), "members": MEMBERS, "persistence": plain_scores(window)}
+    report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
+    report["rows"] = {row.title: summary([scores[k] for scores in scored]) for k, row in enumerate(ROWS)}
+    for row in report["rows"].values():
+        for control in ("operator, trained as long as both", "deterministic corrector"):
+            other = report["rows"][control]
+            row[f"versus {control}"] = {
+                measure: paired_ratio(row[f"{measure}_per_trajectory"], other[f"{measure}_per_trajectory"])
+                for measure in ("nrmse", "crps")
+            }
+
+    asked.output.mkdir(parents=True, exist_ok=True)
+    file = asked.output / f"points{asked.points}.json"
+    write_json(file, nulled(report))
+    write(file.with_suffix(".md"), lambda partial: partial.write_text(table(report)))
+    write(file.with_suffix(".png"), lambda partial: picture(report).savefig(partial, format="png", dpi=120))
+    print(table(report))
+
+
+# --- Trainings ---
+
+
+def all_of_a_seed(seconds: float, seed: int, shared: list[str], points: int) -> dict[str, dict]:
+    """name -> stage, command and seconds of each of TRAININGS. All but `longer` have the time once."""
+    runs, steps = {}, {}
+    for name, (stage, budgets) in TRAININGS.items():
+        chosen = [*shared, f"stage={stage}", f"seed={seed}"]
+        own = seconds * (2 if name == "longer" else 1)
+        tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s-seed{seed}.json"
+        budget = steps_for(own, tried, chosen, [f"budget.{each}" for each in budgets])
+        chosen += [f"budget.{each}={steps[each]}" for each in budgets[:-1]] + [f"budget.{budgets[-1]}={budget}"]
+        trained_stage, entry = trained(chosen)
+        if name in ("operator", "diffusion"):  # which others require
+            steps[budgets[-1]] = budget
+        runs[name] = {
+            "stage": trained_stage,
+            "entry": entry,
+            "command": "python train.py " + " ".join(chosen),
+            "seconds": entry.result()["seconds"]["training"],
+        }
+    return runs
+
+
+# --- Scores ---
+
+
+def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
+    """Of one training; kept in the cache, since an ensemble of rollouts takes minutes."""
+    kept = Path("cache") / "stages" / f"{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
+    if not kept.exists():
+        write_json(kept, nulled(fresh_scores(row, run["stage"], window)))
+    return read_json(kept) | {"seconds": run["seconds"]}
+
+
+def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
+    if row.evaluations is not None:
+        stage.evaluations_per_step = row.evaluations
+    truth = window.u[:, 1:]
+    fields = ensemble(stage.step, window, FOR_COVERAGE if stage.stochastic else 1)
+    few = fields[:MEMBERS]
+    mean, calibration = field_metrics(few.mean(0), truth), ensemble_metrics(few, truth)
+    part, noise = window.split(64)[0], generator_of(CPU, 0)
+    with torch.no_grad():
+        spent = milliseconds(lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
+    return {
+        "nrmse": mean["nrmse"],
+        "nrmse_per_trajectory": mean["nrmse_per_trajectory"],
+        "nrmse_one_member": rollout_nrmse(few[0], truth),
+        "one_step_nrmse": rollout_nrmse(one_step(stage.step, window), truth),
+        "crps": calibration["crps"],
+        "crps_per_trajectory": calibration["crps_per_trajectory"],
+        "frmse_high": mean["frmse_high"],
+        "worst_over_mean": mean["worst_over_mean"],
+        "spread_skill": calibration.get("spread_skill"),
+        "spread_skill_per_frame": calibration.get("spread_skill_per_frame"),
+        "coverage_50": ensemble_metrics(fields, truth).get("coverage_50"),
+        "coverage_90": ensemble_metrics(fields, truth).get("coverage_90"),
+        "milliseconds": spent / len(part),  # of one step of one trajectory, on one thread
+    }
+
+
+def plain_scores(window: Trajectories) -> dict:
+    """Persistence's."""
+    truth = window.u[:, 1:]
+    fields = ensemble(persistence, window, 1)
+    return {"nrmse": field_metrics(fields[0], truth)["nrmse"], "crps": ensemble_metrics(fields, truth)["crps"]}
+
+
+def summary(runs: list[dict]) -> dict:
+    """Means over the seeds; of lists too."""
+    means = {}
+    for name, first in runs[0].items():
+        values = [run[name] for run in runs]
+        if first is None:
+            means[name] = None
+        elif isinstance(first, list):
+            means[name] = [statistics.mean(each) for each in zip(*values, strict=True)]
+        else:
+            means[name] = statistics.mean(values)
+    means["nrmse_of_seeds"], means["crps_of_seeds"] = [run["nrmse"] for run in runs], [run["crps"] for run in runs]
+    means["nrmse_interval"] = interval(means["nrmse_per_trajectory"])
+    return means
+
+
+# --- Table and picture ---
+
+
+def table(report: dict) -> str:
+    columns = [
+        "", "training s", "ms a step", "nRMSE", "seeds", "one member", "CRPS", "CRPS / longer operator's [95 %]",
+        "CRPS / deterministic corrector's [95 %]", "nRMSE / longer operator's [95 %]", "high wave numbers",
+        "spread/skill", "inside 50 %, 90 %",
+    ]  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for title, row in report["rows"].items():
+        longer, corrector = row["versus operator, trained as long as both"], row["versus deterministic corrector"]
+        stochastic = row["spread_skill"] is not None
+        cells = [title, f"{row['seconds']:.0f}", f"{row['milliseconds']:.2g}"]
+        cells.append(f"{row['nrmse']:.2e} [{row['nrmse_interval'][0]:.1e}, {row['nrmse_interval'][1]:.1e}]")
+        cells.append(" ".join(f"{value:.2e}" for value in row["nrmse_of_seeds"]))
+        cells += [f"{row['nrmse_one_member']:.2e}" if stochastic else "", f"{row['crps']:.2e}"]
+        ratios = (longer["crps"], corrector["crps"], longer["nrmse"])
+        cells += [f"{ratio:.2f} [{low:.2f}, {high:.2f}]" for ratio, low, high in ratios]
+        cells.append(f"{row['frmse_high']:.2e}")
+        cells.append(f"{row['spread_skill']:.2f}" if stochastic else "")
+        cells.append(f"{row['coverage_50']:.0%}, {row['coverage_90']:.0%}" if stochastic else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines).replace("e-0", "e-") + "\n"
+
+
+def picture(report: dict) -> Figure:
+    """CRPS and nRMSE over the time of a step; spread over skill in time."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = ("#222222", "#777777", "#2e7d32", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80")
+    for (title, row), colour in zip(report["rows"].items(), colours, strict=True):
+        left.loglog(row["milliseconds"], row["crps"], "o", color=colour, label=title)
+        if row["spread_skill_per_frame"]:
+            time = [0.05 * frame for frame in range(1, len(row["spread_skill_per_frame"]) + 1)]
+            right.plot(time, row["spread_skill_per_frame"], color=colour, label=title)
+    left.set(xlabel="milliseconds a step and trajectory", ylabel="CRPS", title="accuracy and cost")
+    right.axhline(1, color="#222222", linestyle="--", linewidth=1)
+    right.set(xlabel="time since the given frame", ylabel="spread / skill", title="calibration")
+    for axis in (left, right):
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=7)
+    figure.suptitle(f"nu 0.001, {report['points']} points, 31 steps from one frame")
+    return figure
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the benchmarks of accuracy share: one training after the other by train.py, and what is kept of it."""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from ups.config import check
+from ups.files import read_json, write_json
+from ups.paths import CONFIG_FOLDER
+from ups.stages.stage import Stage
+from ups.training.identity import identity_of
+from ups.training.obtain import load_chain
+from ups.training.runtime import set_up
+from ups.training.store import Entry
+
+TRIAL_STEPS = 60
+COMPOSING = threading.Lock()  # Hydra composes in one thread at a time
+SEARCH_PATH = "hydra.searchpath=[file://benchmarks/conf]"  # of the options that benchmarks alone need
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    with COMPOSING, initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
+        cfg = compose("train", overrides=overrides)
+    check(cfg)
+    return cfg
+
+
+def train(overrides: list[str], quiet: bool = False) -> None:
+    command = [sys.executable, "train.py", *overrides, "logger=none", "runtime.threads=1"]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL if quiet else None)
+
+
+def trained(overrides: list[str]) -> tuple[Stage, Entry]:
+    """By train.py, or what the store has of it."""
+    train(overrides)
+    identity = identity_of(composed(overrides))
+    return load_chain(identity, Path("store"), set_up(device="cpu", threads=1)).stage, Entry(Path("store"), identity)
+
+
+def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[str]) -> int:
+    """How many steps fit into the time by a short training that is thrown away, its prerequisites too.
+
+    `budgets`: the keys of the stages' steps, the last the one that is timed. `tried` remembers the answer.
+    """
+    if not tried.exists():
+        tried.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as store:
+            short = [f"{budget}={TRIAL_STEPS}" for budget in budgets]
+            train([*overrides, *short, f"store={store}", "stage.evaluations=1"], quiet=True)
+            identity = identity_of(composed([*overrides, *short, "stage.evaluations=1"]))
+            spent = Entry(Path(store), identity).result()["seconds"]["training"]
+        write_json(tried, {"steps": round(seconds / spent * TRIAL_STEPS)})
+    return read_json(tried)["steps"]
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """The median of five, after one that is not timed."""
+    laps = []
+    for _ in range(6):
+        started = time.perf_counter()
+        call()
+        laps.append((time.perf_counter() - started) * 1e3)
+    return statistics.median(laps[1:])
+
+
+def machine() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {(names or [platform.processor()])[0]}, torch {torch.__version__}"
