@@ -10,6 +10,7 @@ docs/stages/points*.json, .md (the table) and .png.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import sys
@@ -150,6 +151,7 @@ def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
 
 def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
     if row.evaluations is not None:
+        stage = copy.copy(stage)  # other rows have the same one
         stage.evaluations_per_step = row.evaluations
     truth = window.u[:, 1:]
     fields = ensemble(stage.step, window, FOR_COVERAGE if stage.stochastic else 1)

@@ -57,6 +57,12 @@ def test_the_errors_in_the_readme_are_those_of_the_report():
         assert [row for row in rows if row.startswith(f"| {title}") and " | ".join(errors) in row], (title, errors)
 
 
+def test_the_tables_of_the_page_on_accuracy_are_the_reports():
+    page = (ROOT / "docs" / "accuracy.md").read_text()
+    reports = sorted((ROOT / "docs" / "accuracy").glob("*.md"))
+    assert len(reports) >= 3 and not [report.name for report in reports if report.read_text().strip() not in page]
+
+
 @pytest.mark.parametrize("command", sorted(set(COMMANDS), key=COMMANDS.index))
 def test_command(command, folder, cache):
     words = shlex.split(command)
