@@ -57,6 +57,19 @@ def test_the_errors_in_the_readme_are_those_of_the_report():
         assert [row for row in rows if row.startswith(f"| {title}") and " | ".join(errors) in row], (title, errors)
 
 
+def test_the_sentence_on_another_nu_is_that_of_the_report():
+    predictors = json.loads((ROOT / "docs" / "accuracy" / "nu0.01.json").read_text())["predictors"]
+    error = lambda name, test: f"{predictors[name][test]['nrmse']:.1e}".replace("e-0", "e-")
+    generated, published = ([error(name, test) for name in ("dilresnet", "solver_in_the_loop")]
+                            for test in ("generated", "pdebench"))  # fmt: skip
+    sentence = (
+        f"At nu 0.01 `dilresnet` has {generated[0]} and `solver_in_the_loop` {generated[1]} on the generated "
+        f"trajectories, and {published[0]} and {published[1]} on PDEBench's own, where the exact solution has "
+        f"{error('spectral, 256 points', 'pdebench')}."
+    )
+    assert sentence in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_the_tables_of_the_page_on_accuracy_are_the_reports():
     page = (ROOT / "docs" / "accuracy.md").read_text()
     reports = sorted((ROOT / "docs" / "accuracy").glob("*.md"))
