@@ -64,7 +64,7 @@ def test_the_sentence_on_another_nu_is_that_of_the_report():
                             for test in ("generated", "pdebench"))  # fmt: skip
     sentence = (
         f"At nu 0.01 `dilresnet` has {generated[0]} and `solver_in_the_loop` {generated[1]} on the generated "
-        f"trajectories, and {published[0]} and {published[1]} on PDEBench's own, where the exact solution has "
+        f"trajectories, and {published[0]} and {published[1]} on PDEBench's own, where a spectral solver has "
         f"{error('spectral, 256 points', 'pdebench')}."
     )
     assert sentence in " ".join((ROOT / "README.md").read_text().split())
