@@ -1,4 +1,4 @@
-"""A control of stage 2: the same task, size and compute, and no noise.
+"""A control of stage 2: a correction of the same prediction, of as many parameters and as long a training, no noise.
 
 Shapes: B batch, N points.
 """

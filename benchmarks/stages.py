@@ -1,16 +1,17 @@
-"""What stages 2 and 3 add to an operator, beside controls that had the same time.
+"""What stages 2 and 3 add to an operator, beside controls of stage 2's time. Stage 3 has as much again, upon stage 2.
 
     python benchmarks/stages.py --seeds 3
     python benchmarks/stages.py --seeds 3 --points 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; their steps are what fits into the time
 by a trial. The second command is a harder setting: four times fewer points, so that much of the next field is not to be
-known. What is done is kept, in cache/ and store/: an interrupted benchmark goes on where it stopped. Writes
-docs/stages/points*.json, .md (the table) and .png.
+known. Scores are of 8 members, coverage is of 19. What is done is kept, in cache/ and store/: an interrupted benchmark
+goes on where it stopped. Writes docs/stages/points*.json, .md (the table) and .png.
 """
 
 import argparse
 import copy
+import math
 import os
 import statistics
 import sys
@@ -35,9 +36,11 @@ from ups.files import nulled, read_json, write, write_json
 from ups.paths import ROOT
 from ups.runs.training import git_commit
 from ups.stages.stage import Stage
+from ups.training.store import Entry
 
 CPU = torch.device("cpu")
 MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
+LONGER, DETERMINISTIC = "operator, trained as long as operator and corrector", "deterministic corrector"
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ TRAININGS = {
 }
 ROWS = [
     Row("operator alone", "operator"),
-    Row("operator, trained as long as both", "longer"),
-    Row("deterministic corrector", "deterministic"),
+    Row(LONGER, "longer"),
+    Row(DETERMINISTIC, "deterministic"),
     Row("diffusion", "diffusion"),
     Row("diffusion, 2 evaluations", "diffusion", 2),
     Row("diffusion, 1 evaluation", "diffusion", 1),
@@ -97,9 +100,13 @@ def main() -> None:
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
     report |= {"commit": git_commit(), "members": MEMBERS, "persistence": plain_scores(window)}
     report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
-    report["rows"] = {row.title: summary([scores[k] for scores in scored]) for k, row in enumerate(ROWS)}
+    report["rows"] = {
+        row.title: summary([scores[k] for scores in scored])
+        | {"milliseconds": milliseconds_of(row, runs[0][row.training], window)}
+        for k, row in enumerate(ROWS)
+    }
     for row in report["rows"].values():
-        for control in ("operator, trained as long as both", "deterministic corrector"):
+        for control in (LONGER, DETERMINISTIC):
             other = report["rows"][control]
             row[f"versus {control}"] = {
                 measure: paired_ratio(row[f"{measure}_per_trajectory"], other[f"{measure}_per_trajectory"])
@@ -133,7 +140,9 @@ def all_of_a_seed(seconds: float, seed: int, shared: list[str], points: int) -> 
             "stage": trained_stage,
             "entry": entry,
             "command": "python train.py " + " ".join(chosen),
-            "seconds": entry.result()["seconds"]["training"],
+            "seconds": sum(
+                Entry(Path("store"), identity).result()["seconds"]["training"] for identity in entry.identity.chain()
+            ),  # its prerequisites' too
         }
     return runs
 
@@ -146,35 +155,41 @@ def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
     kept = Path("cache") / "stages" / f"{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
     if not kept.exists():
         write_json(kept, nulled(fresh_scores(row, run["stage"], window)))
-    return read_json(kept) | {"seconds": run["seconds"]}
+    return {name: lost_as_nan(value) for name, value in read_json(kept).items()} | {"seconds": run["seconds"]}
+
+
+def lost_as_nan(value: float | list | None) -> float | list:
+    """JSON has null for what is not finite."""
+    if isinstance(value, list):
+        return [lost_as_nan(each) for each in value]
+    return math.nan if value is None else value
 
 
 def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
-    if row.evaluations is not None:
-        stage = copy.copy(stage)  # other rows have the same one
-        stage.evaluations_per_step = row.evaluations
+    stage = with_evaluations(stage, row.evaluations)
     truth = window.u[:, 1:]
     fields = ensemble(stage.step, window, FOR_COVERAGE if stage.stochastic else 1)
     few = fields[:MEMBERS]
-    mean, calibration = field_metrics(few.mean(0), truth), ensemble_metrics(few, truth)
-    part, noise = window.split(64)[0], generator_of(CPU, 0)
-    with torch.no_grad():
-        spent = milliseconds(lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
-    return {
-        "nrmse": mean["nrmse"],
-        "nrmse_per_trajectory": mean["nrmse_per_trajectory"],
+    scores = field_metrics(few.mean(0), truth) | ensemble_metrics(few, truth) | {
         "nrmse_one_member": rollout_nrmse(few[0], truth),
         "one_step_nrmse": rollout_nrmse(one_step(stage.step, window), truth),
-        "crps": calibration["crps"],
-        "crps_per_trajectory": calibration["crps_per_trajectory"],
-        "frmse_high": mean["frmse_high"],
-        "worst_over_mean": mean["worst_over_mean"],
-        "spread_skill": calibration.get("spread_skill"),
-        "spread_skill_per_frame": calibration.get("spread_skill_per_frame"),
-        "coverage_50": ensemble_metrics(fields, truth).get("coverage_50"),
-        "coverage_90": ensemble_metrics(fields, truth).get("coverage_90"),
-        "milliseconds": spent / len(part),  # of one step of one trajectory, on one thread
-    }
+    }  # fmt: skip
+    many = ensemble_metrics(fields, truth)
+    return scores | {name: many[name] for name in ("coverage_50", "coverage_90") if name in many}
+
+
+def milliseconds_of(row: Row, run: dict, window: Trajectories) -> float:
+    """Of one step of one trajectory, in a batch of 64 on one thread."""
+    stage, part, noise = with_evaluations(run["stage"], row.evaluations), window.split(64)[0], generator_of(CPU, 0)
+    with torch.no_grad():
+        return milliseconds(lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise)) / len(part)
+
+
+def with_evaluations(stage: Stage, count: int | None) -> Stage:
+    if count is not None:
+        stage = copy.copy(stage)  # other rows have the same one
+        stage.evaluations_per_step = count
+    return stage
 
 
 def plain_scores(window: Trajectories) -> dict:
@@ -189,9 +204,7 @@ def summary(runs: list[dict]) -> dict:
     means = {}
     for name, first in runs[0].items():
         values = [run[name] for run in runs]
-        if first is None:
-            means[name] = None
-        elif isinstance(first, list):
+        if isinstance(first, list):
             means[name] = [statistics.mean(each) for each in zip(*values, strict=True)]
         else:
             means[name] = statistics.mean(values)
@@ -205,14 +218,14 @@ def summary(runs: list[dict]) -> dict:
 
 def table(report: dict) -> str:
     columns = [
-        "", "training s", "ms a step", "nRMSE", "seeds", "one member", "CRPS", "CRPS / longer operator's [95 %]",
+        "", "training in all, s", "ms a step", "nRMSE", "seeds", "one member", "CRPS", "CRPS / longer operator's [95 %]",
         "CRPS / deterministic corrector's [95 %]", "nRMSE / longer operator's [95 %]", "high wave numbers",
         "spread/skill", "inside 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for title, row in report["rows"].items():
-        longer, corrector = row["versus operator, trained as long as both"], row["versus deterministic corrector"]
-        stochastic = row["spread_skill"] is not None
+        longer, corrector = row[f"versus {LONGER}"], row[f"versus {DETERMINISTIC}"]
+        stochastic = "spread_skill" in row
         cells = [title, f"{row['seconds']:.0f}", f"{row['milliseconds']:.2g}"]
         cells.append(f"{row['nrmse']:.2e} [{row['nrmse_interval'][0]:.1e}, {row['nrmse_interval'][1]:.1e}]")
         cells.append(" ".join(f"{value:.2e}" for value in row["nrmse_of_seeds"]))
@@ -233,16 +246,16 @@ def picture(report: dict) -> Figure:
     colours = ("#222222", "#777777", "#2e7d32", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80")
     for (title, row), colour in zip(report["rows"].items(), colours, strict=True):
         left.loglog(row["milliseconds"], row["crps"], "o", color=colour, label=title)
-        if row["spread_skill_per_frame"]:
-            time = [0.05 * frame for frame in range(1, len(row["spread_skill_per_frame"]) + 1)]
-            right.plot(time, row["spread_skill_per_frame"], color=colour, label=title)
+        if "spread_skill_per_frame" in row:
+            calibration = row["spread_skill_per_frame"]
+            right.plot(range(1, len(calibration) + 1), calibration, color=colour, label=title)
     left.set(xlabel="milliseconds a step and trajectory", ylabel="CRPS", title="accuracy and cost")
     right.axhline(1, color="#222222", linestyle="--", linewidth=1)
-    right.set(xlabel="time since the given frame", ylabel="spread / skill", title="calibration")
+    right.set(xlabel="steps since the given frame", ylabel="spread / skill", title="calibration")
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)
-    figure.suptitle(f"nu 0.001, {report['points']} points, 31 steps from one frame")
+    figure.suptitle(f"{report['points']} points, 31 steps from one frame")
     return figure
 
 

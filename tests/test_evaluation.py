@@ -104,6 +104,10 @@ def test_an_ensemble_has_a_figure_of_its_own(tmp_path):
         "space_time", "error", "spectrum", "ensemble"
     }  # fmt: skip
     figure = ensemble_panels(members, truth[0], 0.05, "")
+    few = ensemble_panels(members[:2], truth[0], 0.05, "").axes[0].get_legend_handles_labels()[1]
+    assert few == ["33% interval", "truth"] and figure.axes[0].get_legend_handles_labels()[1] == [
+        "78% interval", "33% interval", "truth"
+    ]  # fmt: skip
     ranks = [bar.get_height() for bar in figure.axes[3].patches]
     assert ranks == pytest.approx(ensemble_metrics(members, truth[0])["rank_histogram"])
 
@@ -141,6 +145,8 @@ def test_coverage_and_ranks_by_hand():
     got = ensemble_metrics(members, torch.tensor([[[-1.0, 0.5, 1.0, 1.5]]]))
     assert got["coverage_50"] == 0.75 and "coverage_90" not in got
     assert got["rank_histogram"] == [1 / 4, 1.5 / 4, 1.5 / 4, 0]
+    members = torch.tensor([-math.inf, 1, 2])[:, None, None, None].expand(-1, 1, 1, 4)
+    assert ensemble_metrics(members, torch.tensor([[[-1.0, 0.5, 2.0, 2.5]]]))["coverage_50"] == 0.75
 
 
 def window():

@@ -10,7 +10,7 @@ from ups.loggers.logger import Logger
 
 
 class Figures(Callback):
-    """space_time, error, spectrum and of several members ensemble, for each stage at its end."""
+    """space_time, error, spectrum and, of several members, ensemble, for each stage at its end."""
 
     def __init__(self, loggers: Iterable[Logger], folder: Path):
         self.loggers = list(loggers)

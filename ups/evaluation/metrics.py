@@ -86,7 +86,7 @@ def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
         # sum over pairs |a - b| from the order statistics: the k-th smallest of M enters 2k - M + 1 times.
         weight = torch.arange(count, device=members.device, dtype=members.dtype) * 2 - (count - 1)
         crps = crps - (ordered * weight[:, None, None, None]).sum(0).mean((1, 2)) / (count * (count - 1))
-    scores = {"members": count, "crps": float(crps.mean()), "crps_per_trajectory": crps.tolist()}
+    scores = {"crps": float(crps.mean()), "crps_per_trajectory": crps.tolist()}
     if count == 1:
         return scores
     variance, error = members.var(0), (members.mean(0) - truth).square()
@@ -111,7 +111,7 @@ def coverage(ordered: Tensor, truth: Tensor, probability: float) -> float | None
     """How often the truth lies in the central interval of (M, ...) sorted members; None where M is too small for it.
 
     The p-quantile of M members is the one at place p (M + 1): the truth, if it is one more draw, is below it with
-    probability p.
+    probability p. A member that is nan counts as the largest.
     """
     place = (1 - probability) / 2 * (len(ordered) + 1) - 1
     if place < -1e-6:
@@ -121,5 +121,8 @@ def coverage(ordered: Tensor, truth: Tensor, probability: float) -> float | None
 
 
 def _between(ordered: Tensor, place: float) -> Tensor:
+    index = round(place)
+    if abs(place - index) < 1e-6:
+        return ordered[index]
     index = int(place)
     return torch.lerp(ordered[index], ordered[min(index + 1, len(ordered) - 1)], place - index)

@@ -74,7 +74,7 @@ def ensemble_panels(members: Tensor, truth: Tensor, time_step: float, title: str
     last, last_truth, center = members[:, shown, -1].cpu(), truth[shown, -1].cpu(), mean[shown, -1].cpu()
     ordered = (last - center).sort(0).values
     x = np.arange(len(center)) / len(center)
-    for outside, alpha in ((0, 0.25), (count // 4, 0.45)):
+    for outside, alpha in {0: 0.25, count // 4: 0.45}.items():  # of few members the two are one
         if outside < count - 1 - outside:
             inside = (count - 1 - 2 * outside) / (count + 1)
             bands.fill_between(

@@ -57,7 +57,7 @@ def run_evaluation(cfg: DictConfig) -> float:
         fields = ensemble(stage.step, window, members, cfg.batch_size)
         metrics = scores(stage.step, fields)
         if stage.stochastic:
-            metrics |= ensemble_metrics(fields, truth) | {"evaluations_per_step": stage.evaluations_per_step}
+            metrics |= {"members": members, "evaluations_per_step": stage.evaluations_per_step}
         other_fields, other_scores = {}, {}
         for name, (step, count) in others.items():
             rollouts = ensemble(step, window, count, cfg.batch_size)
@@ -107,13 +107,10 @@ def members_of(stage: Stage, wanted: int | None) -> int:
 def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size: int) -> dict:
     """`fields` (M, S, T, N): the rollouts of `step` over the window; one if it is deterministic."""
     truth = window.u[:, 1:]
-    metrics = field_metrics(fields.mean(0), truth)
-    ensemble_scores = ensemble_metrics(fields, truth)
+    metrics = field_metrics(fields.mean(0), truth) | ensemble_metrics(fields, truth)
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
-        "crps": ensemble_scores["crps"],
-        "crps_per_trajectory": ensemble_scores["crps_per_trajectory"],
     }
 
 

@@ -64,16 +64,18 @@ class DiffusionResidual(Stage):
         return sampled_step(self, u, nu, time_step, generator)
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
-        """Heun's method along the probability flow from sigma_max to sigma_min -> z0 (B, N).
+        """The probability flow from sigma_max to sigma_min -> z0 (B, N), by Heun's method and at the end Euler's.
 
-        A step of it takes two evaluations and the last level one; of an even number, the last step is Euler's.
+        Heun's takes two evaluations a step. The step to sigma_min is Euler's, since there the denoiser's answer is z
+        itself; so is another one, if the number of evaluations is even.
         """
+        heun = (self.evaluations_per_step - 1) // 2
+        euler = self.evaluations_per_step - 2 * heun
         z = self.sigma_max * draw()
-        levels = noise_levels(self.sigma_min, self.sigma_max, self.evaluations_per_step // 2 + 1, z)
-        for k, (sigma, lower) in enumerate(itertools.pairwise(levels), 1):
-            step = heun_step if 2 * k < self.evaluations_per_step else euler_step
-            z = step(denoise, z, sigma, lower)
-        return denoise(z, levels[-1].expand(len(z), 1))
+        levels = noise_levels(self.sigma_min, self.sigma_max, heun + euler + 1, z)
+        for k, (sigma, lower) in enumerate(itertools.pairwise(levels)):
+            z = (heun_step if k < heun else euler_step)(denoise, z, sigma, lower)
+        return z
 
 
 TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
@@ -94,16 +96,15 @@ def sampled_step(stage, u: Tensor, nu: Tensor, time_step: float, generator: torc
     return prediction + mean + scaled_without_mean(z, scale)
 
 
-def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
-    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, second order. sigma: () or (B, 1)."""
-    sigma, lower = sigma.expand(len(z), 1), lower.expand(len(z), 1)
-    slope = (z - denoise(z, sigma)) / sigma
-    euler = z + (lower - sigma) * slope
-    slope_there = (euler - denoise(euler, lower)) / lower
-    return z + (lower - sigma) * (slope + slope_there) / 2
-
-
 def euler_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
-    """The same, first order."""
-    sigma, lower = sigma.expand(len(z), 1), lower.expand(len(z), 1)
+    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, first order. sigma: () or (B, 1)."""
+    sigma = sigma.expand(len(z), 1)
     return z + (lower - sigma) * (z - denoise(z, sigma)) / sigma
+
+
+def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
+    """The same, second order."""
+    euler = euler_step(denoise, z, sigma, lower)
+    lower = lower.expand(len(z), 1)
+    slope_there = (euler - denoise(euler, lower)) / lower
+    return (z + euler + (lower - sigma) * slope_there) / 2
