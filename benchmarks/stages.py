@@ -218,9 +218,10 @@ def summary(runs: list[dict]) -> dict:
 
 def table(report: dict) -> str:
     columns = [
-        "", "training in all, s", "ms a step", "nRMSE", "seeds", "one member", "CRPS", "CRPS / longer operator's [95 %]",
-        "CRPS / deterministic corrector's [95 %]", "nRMSE / longer operator's [95 %]", "high wave numbers",
-        "spread/skill", "inside 50 %, 90 %",
+        "", "training in all, s", "ms a step", "nRMSE", "seeds", "one member", "CRPS",
+        "CRPS / longer operator's [95 %]", "CRPS / deterministic corrector's [95 %]",
+        "nRMSE / longer operator's [95 %]",
+        "high wave numbers", "spread/skill", "inside 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for title, row in report["rows"].items():

@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ runs: trainings at smoke size, the rest as it stands."""
+"""Every command in a block of bash of the README and docs/ runs: trainings at smoke size, the rest as it stands."""
 
 import json
 import re

@@ -342,7 +342,7 @@ def test_heun_steps_follow_the_probability_flow():
     z, levels = torch.randn(5, 7, dtype=torch.float64), torch.linspace(5, 0.02, 200, dtype=torch.float64)
     start = z / (1 + levels[0] ** 2).sqrt()
     for sigma, lower in itertools.pairwise(levels):
-        z = heun_step(denoise, z, sigma, lower)
+        z = heun_step(denoise, z, sigma.expand(5, 1), lower.expand(5, 1))
     assert torch.allclose(z / (1 + levels[-1] ** 2).sqrt(), start, atol=1e-3)
 
 
@@ -375,8 +375,7 @@ def test_every_evaluation_of_a_step_counts():
         asked.clear()
         errors[stage.evaluations_per_step] = float((stage.sample(denoise, lambda: noise) - noise).abs().mean())
         assert len(asked) == stage.evaluations_per_step and asked[0] == pytest.approx(20) and min(asked) > 0.021
-    assert errors[2] < 0.98 * errors[1]
-    assert all(errors[count + 2] < 0.95 * errors[count] for count in range(1, 10)), errors
+    assert errors[2] < 0.25 * errors[1] and all(errors[count] < 0.13 * errors[1] for count in range(3, 12)), errors
 
 
 def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):

@@ -64,17 +64,19 @@ class DiffusionResidual(Stage):
         return sampled_step(self, u, nu, time_step, generator)
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
-        """The probability flow from sigma_max to sigma_min -> z0 (B, N), by Heun's method and at the end Euler's.
+        """The probability flow from sigma_max to sigma_min -> z0 (B, N), by DPM-Solver++(2M) (arXiv 2211.01095).
 
-        Heun's takes two evaluations a step. The step to sigma_min is Euler's, since there the denoiser's answer is z
-        itself; so is another one, if the number of evaluations is even.
+        One evaluation a noise level, none at sigma_min, where the denoiser's answer is z itself. A step is exact if the
+        denoised z is linear in log(sigma), which the evaluation before extrapolates.
         """
-        heun = (self.evaluations_per_step - 1) // 2
-        euler = self.evaluations_per_step - 2 * heun
         z = self.sigma_max * draw()
-        levels = noise_levels(self.sigma_min, self.sigma_max, heun + euler + 1, z)
-        for k, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-            z = (heun_step if k < heun else euler_step)(denoise, z, sigma, lower)
+        levels = noise_levels(self.sigma_min, self.sigma_max, self.evaluations_per_step + 1, z)
+        before, width_before = None, None
+        for sigma, lower in itertools.pairwise(levels):
+            denoised, width = denoise(z, sigma.expand(len(z), 1)), (sigma / lower).log()
+            middle = denoised if before is None else denoised + (denoised - before) * width / (2 * width_before)
+            z = z * lower / sigma + middle * (1 - lower / sigma)
+            before, width_before = denoised, width
         return z
 
 
@@ -96,15 +98,9 @@ def sampled_step(stage, u: Tensor, nu: Tensor, time_step: float, generator: torc
     return prediction + mean + scaled_without_mean(z, scale)
 
 
-def euler_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
-    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, first order. sigma: () or (B, 1)."""
-    sigma = sigma.expand(len(z), 1)
-    return z + (lower - sigma) * (z - denoise(z, sigma)) / sigma
-
-
 def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
-    """The same, second order."""
-    euler = euler_step(denoise, z, sigma, lower)
-    lower = lower.expand(len(z), 1)
+    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, second order. sigma, lower: (B, 1)."""
+    slope = (z - denoise(z, sigma)) / sigma
+    euler = z + (lower - sigma) * slope
     slope_there = (euler - denoise(euler, lower)) / lower
-    return (z + euler + (lower - sigma) * slope_there) / 2
+    return z + (lower - sigma) * (slope + slope_there) / 2
