@@ -42,7 +42,8 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
     assert result["score"] == result["metrics"]["validation"]["rollout_nrmse"] > 0
     assert (tmp_path / result["checkpoint"] / "weights.safetensors").exists()
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        f"{name}_{kind}.png" for name in STAGES for kind in ("space_time", "error", "spectrum")
+        *(f"{name}_{kind}.png" for name in STAGES for kind in ("space_time", "error", "spectrum")),
+        *(f"{name}_ensemble.png" for name in STAGES[1:]),
     }
     assert answer.stderr.count("wandb: offline") == 1 and "wandb sync" in answer.stderr
 
@@ -64,7 +65,7 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
         first = next(k for k, event in enumerate(run.order) if event.startswith("log ") and f"/{name}/" in event)
         assert defined[0] < defined[1] < first
     figures = {key.rpartition("/")[0] for row in run.rows for key in row if key.startswith("figures/")}
-    assert len(figures) == 9
+    assert len(figures) == 11
 
     # The same command again finds everything and starts no tracker.
     started = time.monotonic()
