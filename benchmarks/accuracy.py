@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained
+from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained, write_report
 from ups.config import build
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, spectral
@@ -34,7 +34,6 @@ from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import rollout
-from ups.files import nulled, write, write_json
 from ups.models.solver_in_the_loop import cole_hopf_step
 from ups.paths import ROOT
 from ups.runs.training import git_commit
@@ -100,12 +99,7 @@ def main() -> None:
             pair = [predictor[test]["nrmse_per_trajectory"] for predictor in (scores, report["predictors"][PEER])]
             scores[test]["versus_peer"] = dict(zip(("ratio", "low", "high"), paired_ratio(*pair), strict=True))
 
-    asked.output.mkdir(parents=True, exist_ok=True)
-    file = asked.output / f"nu{asked.nu:g}.json"
-    write_json(file, nulled(report))
-    write(file.with_suffix(".md"), lambda partial: partial.write_text(table(report)))
-    write(file.with_suffix(".png"), lambda partial: picture(report).savefig(partial, format="png", dpi=120))
-    print(table(report))
+    write_report(asked.output / f"nu{asked.nu:g}.json", report, table(report), picture(report))
 
 
 # --- Trainings ---

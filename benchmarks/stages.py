@@ -25,14 +25,14 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained
+from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained, write_report
 from ups.config import build
 from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.rollout import ensemble, one_step, persistence
-from ups.files import nulled, read_json, write, write_json
+from ups.files import nulled, read_json, write_json
 from ups.paths import ROOT
 from ups.runs.training import git_commit
 from ups.stages.stage import Stage
@@ -113,12 +113,7 @@ def main() -> None:
                 for measure in ("nrmse", "crps")
             }
 
-    asked.output.mkdir(parents=True, exist_ok=True)
-    file = asked.output / f"points{asked.points}.json"
-    write_json(file, nulled(report))
-    write(file.with_suffix(".md"), lambda partial: partial.write_text(table(report)))
-    write(file.with_suffix(".png"), lambda partial: picture(report).savefig(partial, format="png", dpi=120))
-    print(table(report))
+    write_report(asked.output / f"points{asked.points}.json", report, table(report), picture(report))
 
 
 # --- Trainings ---
@@ -220,8 +215,7 @@ def table(report: dict) -> str:
     columns = [
         "", "training in all, s", "ms a step", "nRMSE", "seeds", "one member", "CRPS",
         "CRPS / longer operator's [95 %]", "CRPS / deterministic corrector's [95 %]",
-        "nRMSE / longer operator's [95 %]",
-        "high wave numbers", "spread/skill", "inside 50 %, 90 %",
+        "nRMSE / longer operator's [95 %]", "high wave numbers", "spread/skill", "inside 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for title, row in report["rows"].items():
@@ -241,7 +235,7 @@ def table(report: dict) -> str:
 
 
 def picture(report: dict) -> Figure:
-    """CRPS and nRMSE over the time of a step; spread over skill in time."""
+    """CRPS over the time of a step; spread over skill in time."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = ("#222222", "#777777", "#2e7d32", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80")

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from ups.config import check
-from ups.files import read_json, write_json
+from ups.files import nulled, read_json, write, write_json
 from ups.paths import CONFIG_FOLDER
 from ups.stages.stage import Stage
 from ups.training.identity import identity_of
@@ -72,6 +73,15 @@ def milliseconds(call: Callable[[], object]) -> float:
         call()
         laps.append((time.perf_counter() - started) * 1e3)
     return statistics.median(laps[1:])
+
+
+def write_report(file: Path, report: dict, table: str, picture: Figure) -> None:
+    """`file`, a .json, and beside it the table as .md and the picture as .png."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, nulled(report))
+    write(file.with_suffix(".md"), lambda partial: partial.write_text(table))
+    write(file.with_suffix(".png"), lambda partial: picture.savefig(partial, format="png", dpi=120))
+    print(table)
 
 
 def machine() -> str:
