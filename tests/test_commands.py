@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import wandb_log
 from conftest import ROOT, SMALL, clean_environment, foreign
+from safetensors.torch import load_file
 
 from ups.training.state import read_state
 
@@ -74,6 +76,16 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
     second = json.loads((run_folders(tmp_path)[-1] / "result.json").read_text())
     assert {line["action"] for line in second["plan"]} == {"found"}
     assert second["score"] == result["score"] and "operator 6/6" not in again.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU on this machine")
+def test_a_gpu_gives_the_same_weights_twice(command, tmp_path):
+    """cuDNN's default kernels do not."""
+    longer = [*SMALL, "logger=none", "runtime.device=cuda", "budget.operator=100"]
+    for store in ("one", "other"):
+        assert command("train.py", *longer, f"store={store}").returncode == 0
+    one, other = (load_file(next(tmp_path.glob(f"{store}/*/weights.safetensors"))) for store in ("one", "other"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):

@@ -44,6 +44,7 @@ def set_up(
         if processes() > 1:
             device = own_gpu(device, count)
         torch.backends.cudnn.allow_tf32 = False  # 10 bits of a flux are too few: it is differenced
+        torch.backends.cudnn.deterministic = True  # or two trainings of one seed differ, and a resume from its run
     if threads != "auto":
         torch.set_num_threads(threads)
     threads = None if threads == "auto" else threads
