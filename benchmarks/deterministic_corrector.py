@@ -1,4 +1,4 @@
-"""A control of stage 2: a correction of the same prediction, of as many parameters and as long a training, no noise.
+"""A control of stage 2: a correction of the same step, of as many parameters and as long a training, no noise.
 
 Shapes: B batch, N points.
 """
@@ -9,12 +9,13 @@ from torch import Tensor
 from ups.data.batches import Batch
 from ups.models.conditioning import physical_scalars
 from ups.models.conservative_step import CONDITIONS, backward_difference
-from ups.models.corrector import INITIAL_SCALE
+from ups.models.corrector import channels_of, size_of
+from ups.stages.diffusion_residual import full_precision
 from ups.stages.stage import Stage, relative_l2
 
 
 class DeterministicCorrector(Stage):
-    """The operator's prediction plus a zero-sum correction, trained by the relative L2 error of one step."""
+    """The operator's inner state plus a zero-sum correction, trained by the relative L2 error of one step's field."""
 
     def __init__(self, network, requires: Stage):
         self.operator = requires
@@ -22,15 +23,14 @@ class DeterministicCorrector(Stage):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         u, truth = batch.u.unbind(1)
-        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):  # a residual is below half precision
-            prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
-        return relative_l2(self._corrected(u, prediction, batch.nu, batch.time_step), truth).mean(), {}
+        return relative_l2(self._corrected(u, batch.nu, batch.time_step), truth).mean(), {}
 
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-        return self._corrected(u, self.operator.step(u, nu, time_step, generator), nu, time_step)
+        return self._corrected(u, nu, time_step)
 
-    def _corrected(self, u: Tensor, prediction: Tensor, nu: Tensor, time_step: float) -> Tensor:
-        channels = torch.stack((prediction - prediction.mean(-1, keepdim=True), prediction - u), 1)
-        flux = self.network(channels, physical_scalars(nu, time_step))[:, 0].float()
-        size = INITIAL_SCALE * (prediction.std(-1, keepdim=True) + 1e-3)
-        return prediction + size * backward_difference(flux)
+    def _corrected(self, u: Tensor, nu: Tensor, time_step: float) -> Tensor:
+        with torch.no_grad(), full_precision(u):
+            step = self.operator.opened(u, nu, time_step)
+        flux = self.network(torch.stack(channels_of(step), 1), physical_scalars(nu, time_step))[:, 0].float()
+        with full_precision(u):
+            return step.to_field(step.after + size_of(step) * backward_difference(flux))

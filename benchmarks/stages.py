@@ -1,4 +1,4 @@
-"""What stages 2 and 3 add to an operator, beside controls of stage 2's time. Stage 3 has as much again, upon stage 2.
+"""What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
     python benchmarks/stages.py --seeds 3
     python benchmarks/stages.py --seeds 3 --points 64
@@ -40,7 +40,7 @@ from ups.training.store import Entry
 
 CPU = torch.device("cpu")
 MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
-LONGER, DETERMINISTIC = "operator, trained as long as operator and corrector", "deterministic corrector"
+LONGER, DETERMINISTIC = "operator, trained as long as all three stages", "deterministic corrector, likewise"
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,23 @@ class Row:
     evaluations: int | None = None
 
 
-# name -> (stage, the budgets that are its own and its prerequisites', its own last)
+@dataclass(frozen=True)
+class Training:
+    """What a seed has of `stage`. `budgets`: the keys of its own steps, the last, and of its prerequisites'."""
+
+    stage: str
+    budgets: list[str]
+    share: int = 1  # of --minutes, of its own
+
+
 TRAININGS = {
-    "operator": ("operator", ["operator"]),
-    "longer": ("operator", ["operator"]),
-    "deterministic": ("deterministic_corrector", ["operator", "diffusion_residual"]),
-    "diffusion": ("diffusion_residual", ["operator", "diffusion_residual"]),
-    "student": ("consistency_distill", ["operator", "diffusion_residual", "consistency_distill"]),
+    "operator": Training("operator", ["operator"]),
+    "longer": Training("operator", ["operator"], share=3),
+    "deterministic": Training("deterministic_corrector", ["operator", "diffusion_residual"], share=2),
+    "diffusion": Training("diffusion_residual", ["operator", "diffusion_residual"]),
+    "student": Training("consistency_distill", ["operator", "diffusion_residual", "consistency_distill"]),
 }
+PHASES = [["operator", "longer"], ["deterministic", "diffusion"], ["student"]]  # each requires what is before it
 ROWS = [
     Row("operator alone", "operator"),
     Row(LONGER, "longer"),
@@ -92,9 +101,15 @@ def main() -> None:
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
     window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
 
+    runs: list[dict[str, dict]] = [{} for _ in range(asked.seeds)]
     with ThreadPoolExecutor(asked.workers) as pool:
-        seeds = range(asked.seeds)
-        runs = list(pool.map(lambda seed: all_of_a_seed(asked.minutes * 60, seed, shared, asked.points), seeds))
+
+        def one(seed: int, name: str) -> None:
+            runs[seed][name] = trained_as(name, runs[seed], asked.minutes * 60, seed, shared, asked.points)
+
+        for names in PHASES:
+            jobs = [(seed, name) for name in reversed(names) for seed in range(asked.seeds)]  # the longest first
+            list(pool.map(lambda job: one(*job), jobs))
         scored = list(pool.map(lambda run: [scores_of(row, run[row.training], window) for row in ROWS], runs))
 
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
@@ -119,27 +134,25 @@ def main() -> None:
 # --- Trainings ---
 
 
-def all_of_a_seed(seconds: float, seed: int, shared: list[str], points: int) -> dict[str, dict]:
-    """name -> stage, command and seconds of each of TRAININGS. All but `longer` have the time once."""
-    runs, steps = {}, {}
-    for name, (stage, budgets) in TRAININGS.items():
-        chosen = [*shared, f"stage={stage}", f"seed={seed}"]
-        own = seconds * (2 if name == "longer" else 1)
-        tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s-seed{seed}.json"
-        budget = steps_for(own, tried, chosen, [f"budget.{each}" for each in budgets])
-        chosen += [f"budget.{each}={steps[each]}" for each in budgets[:-1]] + [f"budget.{budgets[-1]}={budget}"]
-        trained_stage, entry = trained(chosen)
-        if name in ("operator", "diffusion"):  # which others require
-            steps[budgets[-1]] = budget
-        runs[name] = {
-            "stage": trained_stage,
-            "entry": entry,
-            "command": "python train.py " + " ".join(chosen),
-            "seconds": sum(
-                Entry(Path("store"), identity).result()["seconds"]["training"] for identity in entry.identity.chain()
-            ),  # its prerequisites' too
-        }
-    return runs
+def trained_as(name: str, runs: dict, seconds: float, seed: int, shared: list[str], points: int) -> dict:
+    """One of TRAININGS -> its stage, entry, own steps, command and seconds. `runs`: what the seed has already."""
+    training = TRAININGS[name]
+    chosen, own = [*shared, f"stage={training.stage}", f"seed={seed}"], seconds * training.share
+    tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s-seed{seed}.json"
+    steps = {"operator": "operator", "diffusion_residual": "diffusion"}
+    required = {budget: runs[steps[budget]]["steps"] for budget in training.budgets[:-1]}
+    required[training.budgets[-1]] = steps_for(own, tried, chosen, [f"budget.{each}" for each in training.budgets])
+    chosen += [f"budget.{budget}={count}" for budget, count in required.items()]
+    stage, entry = trained(chosen)
+    return {
+        "stage": stage,
+        "entry": entry,
+        "steps": required[training.budgets[-1]],
+        "command": "python train.py " + " ".join(chosen),
+        "seconds": sum(
+            Entry(Path("store"), identity).result()["seconds"]["training"] for identity in entry.identity.chain()
+        ),  # its prerequisites' too
+    }
 
 
 # --- Scores ---
@@ -218,6 +231,8 @@ def table(report: dict) -> str:
         "nRMSE / longer operator's [95 %]", "high wave numbers", "spread/skill", "inside 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    plain = {columns[3]: f"{report['persistence']['nrmse']:.2e}", columns[6]: f"{report['persistence']['crps']:.2e}"}
+    lines.append("| " + " | ".join(plain.get(column, "persistence" * (not column)) for column in columns) + " |")
     for title, row in report["rows"].items():
         longer, corrector = row[f"versus {LONGER}"], row[f"versus {DETERMINISTIC}"]
         stochastic = "spread_skill" in row

@@ -17,6 +17,7 @@ from ups.models.dilresnet import DilatedResNet
 from ups.models.fno import FNO
 from ups.models.latent_operator import LatentOperator
 from ups.models.solver_in_the_loop import SolverInTheLoop, cole_hopf_step
+from ups.models.step import OpenedStep
 from ups.models.subcell import SubcellCorrection
 from ups.models.unet import UNet
 
@@ -161,14 +162,16 @@ def test_gradients_flow_through_the_solver_if_they_are_to(solver, gradient):
     assert (averages.grad.abs().sum() > 0) == gradient
 
 
-def test_round_trip_is_of_the_averages_and_of_the_step_itself(step):
+@torch.no_grad()
+def test_an_opened_step_is_the_step_between_its_readings(step):
     u = fields()
-    field, averages, read_again = step.with_round_trip(u, NU, 0.05)
-    assert torch.equal(field, step(u, NU, 0.05))
-    assert (read_again - averages).abs().max() > 1e-3  # of random weights
+    opened = step.opened(u, NU, 0.05)
+    assert torch.equal(opened.to_field(opened.after), step(u, NU, 0.05))
+    assert (opened.read(step(u, NU, 0.05)) - opened.after).abs().max() > 1e-3  # of random weights
+    torch.testing.assert_close(opened.before.sum(-1), opened.after.sum(-1), rtol=1e-5, atol=1e-4)
     step.to_points.forward = step.to_averages.forward = lambda field, c: field
-    _, averages, read_again = step.with_round_trip(u, NU, 0.05)
-    assert torch.equal(read_again, averages)
+    opened = step.opened(u, NU, 0.05)
+    assert torch.allclose(opened.read(opened.to_field(opened.after)), opened.after, atol=1e-6)
 
 
 @torch.no_grad()
@@ -204,10 +207,10 @@ def test_wrong_sizes_are_refused():
 @torch.no_grad()
 def test_corrector_conserves_and_is_a_consistency_function():
     corrector = random_weights(Corrector(NETWORKS["dilresnet"], sigma_min=0.02))
-    u, prediction = fields(), fields().roll(1, -1)
-    mean, scale = corrector.moments(u, prediction, NU, 0.05)
+    opened = OpenedStep(fields(), fields().roll(1, -1), None, None, None)
+    mean, scale = corrector.moments(opened, NU, 0.05)
     assert (scale > 0).all() and mean.sum(-1).abs().max() < 1e-4
     assert scaled_without_mean(torch.randn(3, 64), scale).sum(-1).abs().max() < 1e-4
     z, sigma = torch.randn(3, 64), torch.full((3, 1), 0.02)
-    assert torch.allclose(corrector.denoise(z, sigma, u, prediction, scale, NU, 0.05), z)
-    assert not torch.allclose(corrector.denoise(z, 10 * sigma, u, prediction, scale, NU, 0.05), z, atol=1e-2)
+    assert torch.allclose(corrector.denoise(z, sigma, opened, scale, NU, 0.05), z)
+    assert not torch.allclose(corrector.denoise(z, 10 * sigma, opened, scale, NU, 0.05), z, atol=1e-2)

@@ -80,12 +80,7 @@ def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
     rank_histogram: how often 0 .. M members are below the truth (M + 1); all alike for a calibrated ensemble.
     """
     count = len(members)
-    crps = (members - truth).abs().mean((0, 2, 3))
-    ordered = members.sort(0).values
-    if count > 1:
-        # sum over pairs |a - b| from the order statistics: the k-th smallest of M enters 2k - M + 1 times.
-        weight = torch.arange(count, device=members.device, dtype=members.dtype) * 2 - (count - 1)
-        crps = crps - (ordered * weight[:, None, None, None]).sum(0).mean((1, 2)) / (count * (count - 1))
+    crps = fair_crps(members, truth).mean((1, 2))
     scores = {"crps": float(crps.mean()), "crps_per_trajectory": crps.tolist()}
     if count == 1:
         return scores
@@ -96,8 +91,21 @@ def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
         "spread_skill_per_frame": spread_skill(0, 2).tolist(),
         "rank_histogram": rank_histogram(members, truth),
     }
+    ordered = members.sort(0).values
     covered = {f"coverage_{percent}": coverage(ordered, truth, percent / 100) for percent in (50, 90)}
     return scores | {name: value for name, value in covered.items() if value is not None}
+
+
+def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
+    """(M, ...), (...) -> (...): mean |x - y| - half the mean |x - x'| over pairs of members, unbiased in M."""
+    count = len(members)
+    error = (members - truth).abs().mean(0)
+    if count == 1:
+        return error
+    # The sum over pairs from the order statistics: the k-th smallest of M enters 2k - M + 1 times.
+    weight = torch.arange(count, device=members.device, dtype=members.dtype) * 2 - (count - 1)
+    pairs = torch.tensordot(weight, members.sort(0).values, 1)
+    return error - pairs / (count * (count - 1))
 
 
 def rank_histogram(members: Tensor, truth: Tensor) -> list[float]:

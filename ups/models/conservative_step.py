@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ups.models.conditioning import physical_scalars
-from ups.models.step import Step
+from ups.models.step import OpenedStep, Step
 from ups.models.subcell import SubcellCorrection
 
 CONDITIONS = 2  # what `physical_scalars` gives
@@ -29,27 +29,27 @@ class ConservativeStep(Step):
         self.to_points = SubcellCorrection(CONDITIONS)
 
     def forward(self, u: Tensor, nu: Tensor, time_step: float) -> Tensor:
-        _, v, moved = self._step_in_frame(u, nu, time_step)
-        return self._out_of_frame(v, moved, time_step)
+        step = self.opened(u, nu, time_step)
+        return step.to_field(step.after)
 
-    def with_round_trip(self, u: Tensor, nu: Tensor, time_step: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The inner state is the averages in the moving frame; a shock that stands has their bias in every step."""
-        averages, v, moved = self._step_in_frame(u, nu, time_step)
-        read_again = self.to_averages(v, physical_scalars(nu, time_step))
-        return self._out_of_frame(v, moved, time_step), averages, read_again
-
-    def _step_in_frame(self, u: Tensor, nu: Tensor, time_step: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The new averages and point values, (B, N) in the frame, and the cells that it moves in a step, (B, 1)."""
+    def opened(self, u: Tensor, nu: Tensor, time_step: float) -> OpenedStep:
+        """The inner state is the cell averages in the moving frame."""
         c = physical_scalars(nu, time_step)
         cells_per_speed = time_step * u.shape[-1]
-        moved = (u.mean(-1, keepdim=True) * cells_per_speed).round()
-        averages = self.advance(self.to_averages(u - moved / cells_per_speed, c), nu, time_step, c)
-        return averages, self.to_points(averages, c), moved
+        moved = (u.mean(-1, keepdim=True) * cells_per_speed).round()  # (B, 1), cells in this time step
+        speed = moved / cells_per_speed
 
-    def _out_of_frame(self, v: Tensor, moved: Tensor, time_step: float) -> Tensor:
-        points = v.shape[-1]
-        source = (torch.arange(points, device=v.device) - moved.long()) % points
-        return v.gather(1, source) + moved / (time_step * points)
+        def placed(cells: Tensor) -> Tensor:
+            return rolled(cells, moved)
+
+        def to_field(averages: Tensor) -> Tensor:
+            return placed(self.to_points(averages, c)) + speed
+
+        def read(field: Tensor) -> Tensor:
+            return self.to_averages(rolled(field, -moved) - speed, c)
+
+        before = self.to_averages(u - speed, c)
+        return OpenedStep(before, self.advance(before, nu, time_step, c), to_field, read, placed)
 
     def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
         """Cell averages in the moving frame: (B, N) -> (B, N), with the same sum."""
@@ -59,6 +59,13 @@ class ConservativeStep(Step):
         """averages: (B, N) less the divergence of the flux that the network reads from channels: (B, C, N)."""
         flux = self.network(channels, c)[:, 0].float()  # it is differenced: half precision ends here
         return averages - time_step * averages.shape[-1] * backward_difference(flux)
+
+
+def rolled(field: Tensor, cells: Tensor) -> Tensor:
+    """(B, N) moved right by (B, 1) whole numbers of cells."""
+    points = field.shape[-1]
+    source = (torch.arange(points, device=field.device) - cells.long()) % points
+    return field.gather(1, source)
 
 
 def backward_difference(face: Tensor) -> Tensor:

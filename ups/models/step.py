@@ -1,6 +1,25 @@
 """What an operator is to its stage: a function from one frame to the next."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OpenedStep:
+    """A time step, opened at the model's inner state: there a corrector can work. States and fields are (B, N).
+
+    before, after: the inner state read from the given field, and the one a time step later.
+    to_field: an inner state a time step later -> its field. read: the way back.
+    placed: what belongs to the cells of the inner state -> at the points of the field.
+    """
+
+    before: Tensor
+    after: Tensor
+    to_field: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor]
+    placed: Callable[[Tensor], Tensor]
 
 
 class Step(nn.Module):
@@ -10,11 +29,7 @@ class Step(nn.Module):
         """u: (B, N) point values, nu: (B,) -> the field a time step later, (B, N)."""
         raise NotImplementedError
 
-    def with_round_trip(self, u: Tensor, nu: Tensor, time_step: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The same field; the inner state it was read from; and the inner state that the next step would read from it.
-
-        Where the two differ, a rollout drifts, however small the error of one step. A step without an inner state has
-        the field itself.
-        """
-        field = self(u, nu, time_step)
-        return field, field, field
+    def opened(self, u: Tensor, nu: Tensor, time_step: float) -> OpenedStep:
+        """The same step. A model without an inner state has the field itself."""
+        unchanged = lambda field: field
+        return OpenedStep(u, self(u, nu, time_step), unchanged, unchanged, unchanged)

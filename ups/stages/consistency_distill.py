@@ -1,10 +1,14 @@
-"""Stage 3: a student of the diffusion that needs one or two evaluations (Song et al., arXiv 2303.01469).
+"""Stage 3: a student of the diffusion that needs one or two evaluations, and is held to the truth over its rollouts.
 
-The student maps any point of the teacher's path to the path's end. Its loss compares its answers at two neighbouring
-points of one path. At sigma_min its answer is the point itself, by construction: so a student that answers zero
-everywhere does not minimise the loss, and a teacher's spread is kept.
+The student maps any point of the teacher's path to the path's end (Song et al., arXiv 2303.01469): one part of its loss
+compares its answers at two neighbouring points of one path. At sigma_min its answer is the point itself, by
+construction: so a student that answers zero everywhere does not minimise the loss, and a teacher's spread is kept.
 
-Shapes: B batch, N points.
+The teacher knows one step from a true field alone. A rollout starts from a member's own, and what is calibrated for one
+step is not for many. One evaluation a step makes rollouts cheap enough to train on: the other part of the loss is the
+CRPS of the members' own rollouts, of which a spread that is too small or too large costs more than the right one.
+
+Shapes: B batch, N points, M members.
 """
 
 import copy
@@ -15,8 +19,17 @@ from torch import Tensor
 
 from ups.data.batches import Batch
 from ups.errors import UserError
-from ups.models.corrector import noise_levels
-from ups.stages.diffusion_residual import TAIL, Denoiser, DiffusionResidual, heun_step, sampled_step
+from ups.evaluation.metrics import fair_crps
+from ups.models.corrector import INITIAL_SCALE, noise_levels
+from ups.stages.diffusion_residual import (
+    TAIL,
+    Denoiser,
+    DiffusionResidual,
+    full_precision,
+    heun_step,
+    noise_from,
+    sampled_step,
+)  # fmt: skip
 from ups.stages.stage import Stage
 
 
@@ -24,26 +37,38 @@ class ConsistencyDistill(Stage):
     """Arguments: see conf/stage/consistency_distill.yaml. `requires` is the teacher, which is never changed."""
 
     stochastic = True
+    selects_by = "crps"
 
-    def __init__(self, requires: DiffusionResidual, levels: int, evaluations_per_step: int, members: int):
+    def __init__(
+        self, requires: DiffusionResidual, levels: int, unroll: int, evaluations_per_step: int, members: int
+    ):  # fmt: skip
         if evaluations_per_step not in (1, 2):
             raise UserError(f"stage.evaluations_per_step={evaluations_per_step}: a consistency student takes 1 or 2")
+        if members < 2:
+            raise UserError(f"stage.members={members}: the spread of a student is learned from 2 or more")
         if not isinstance(requires, DiffusionResidual):
             raise UserError("stage.requires: a consistency_distill requires a diffusion_residual")
         self.teacher = requires
         self.operator = requires.operator
         self.sigma_min, self.sigma_max = requires.sigma_min, requires.sigma_max
         self.levels, self.evaluations_per_step, self.members = levels, evaluations_per_step, members
-        self.network = copy.deepcopy(requires.network).requires_grad_(False)
-        self.network.denoiser_network.requires_grad_(True)  # mean and scale stay the teacher's
+        self.frames_per_sample = unroll + 1
+        self.network = copy.deepcopy(requires.network).requires_grad_(True)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        u, truth = batch.u.unbind(1)
-        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):  # a residual is below half precision
-            prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
-            mean, scale = self.network.moments(u, prediction, batch.nu, batch.time_step)
-            z0 = ((truth - prediction - mean) / scale).clamp(-TAIL, TAIL)
-        context = (u, prediction, scale, batch.nu, batch.time_step)
+        terms = {"consistency_loss": self._consistency(batch), "rollout_loss": self._rollout_crps(batch)}
+        return sum(terms.values()), terms
+
+    def _consistency(self, batch: Batch) -> Tensor:
+        """Of the first step, in units of the residual's local scale."""
+        u, truth = batch.u[:, 0], batch.u[:, 1]
+        with torch.no_grad():
+            with full_precision(u):
+                step = self.operator.opened(u, batch.nu, batch.time_step)
+                residual = step.read(truth) - step.after
+            mean, scale = self.network.moments(step, batch.nu, batch.time_step)
+        z0 = ((residual - mean) / scale).clamp(-TAIL, TAIL)
+        context = (step, scale, batch.nu, batch.time_step)
 
         levels = noise_levels(self.sigma_min, self.sigma_max, self.levels, u)
         upper = (batch.uniform(1) * (self.levels - 1)).long()
@@ -52,11 +77,27 @@ class ConsistencyDistill(Stage):
         with torch.no_grad():
             teacher = lambda z, sigma: self.teacher.network.denoise(z, sigma, *context)
             target = self.network.denoise(heun_step(teacher, z, sigma, lower), lower, *context)
-        error = (self.network.denoise(z, sigma, *context) - target).square().mean(-1, keepdim=True)
-        return error.mean(), {"consistency_loss_high": _mean_where(error, sigma > 1)}
+        return (self.network.denoise(z, sigma, *context) - target).square().mean()
+
+    def _rollout_crps(self, batch: Batch) -> Tensor:
+        """Of M members that start from the same field; the gradient of a step ends at the field that it was given.
+
+        In two units, summed: the correction's own, which is the score in the field, and the local scale, which is far
+        smaller away from shocks and makes all points count.
+        """
+        first, truth = batch.u[:, 0], batch.u[:, 1:]
+        u, nu = first.repeat(self.members, 1), batch.nu.repeat(self.members)  # (M B, N), (M B,)
+        draw = lambda: torch.cat([batch.normal(first) for _ in range(self.members)])
+        unit = INITIAL_SCALE * (first.std(-1, keepdim=True) + 1e-3)
+        scores = []
+        for k in range(truth.shape[1]):
+            u, scale = sampled_step(self, u.detach(), nu, batch.time_step, draw)
+            members, scales = (values.unflatten(0, (self.members, -1)) for values in (u, scale.detach()))  # (M, B, N)
+            scores.append(fair_crps(members, truth[:, k]) * (1 / unit + 1 / (scales.mean(0) + 0.003 * unit)))
+        return torch.stack(scores).mean()
 
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-        return sampled_step(self, u, nu, time_step, generator)
+        return sampled_step(self, u, nu, time_step, noise_from(generator, u))[0]
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
         """Straight from noise to the path's end; a second evaluation starts again from half way (a fixed level)."""
@@ -68,6 +109,3 @@ class ConsistencyDistill(Stage):
             z = denoise(z + middle * draw(), full(middle))
         return z
 
-
-def _mean_where(value: Tensor, chosen: Tensor) -> Tensor:
-    return (value * chosen).sum() / chosen.sum().clamp(min=1)

@@ -1,9 +1,10 @@
-"""Stage 2: a diffusion model of the operator's residual, in the physical field.
+"""Stage 2: a diffusion model of what the operator's step gets wrong.
 
 Shapes: B batch, N points.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,7 @@ class DiffusionResidual(Stage):
     """Arguments: see conf/stage/diffusion_residual.yaml. `requires` is the operator, `network` builds networks."""
 
     stochastic = True
+    selects_by = "crps"
 
     def __init__(
         self, network, requires: Stage, sigma: list[float], log_sigma: list[float], evaluations_per_step: int,
@@ -37,31 +39,30 @@ class DiffusionResidual(Stage):
         self.network = Corrector(network, self.sigma_min)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of three: the mean's error relative to the operator's, the scale's Gaussian likelihood, EDM's."""
+        """The sum of three: the mean's error relative to the operator's, the scale's likelihood (Laplace's, since the
+        tails are heavy), EDM's."""
         u, truth = batch.u.unbind(1)
-        with torch.no_grad(), torch.autocast(u.device.type, enabled=False):  # a residual is below half precision
-            prediction = self.operator.step(u, batch.nu, batch.time_step, batch.generator)
-        residual = truth - prediction
-        mean, scale = self.network.moments(u, prediction, batch.nu, batch.time_step)
-        mean_loss = relative_l2(prediction + mean, truth).mean() / batch.mean(relative_l2(prediction, truth))
+        with torch.no_grad(), full_precision(u):
+            step = self.operator.opened(u, batch.nu, batch.time_step)
+            truth = step.read(truth)
+        mean, scale = self.network.moments(step, batch.nu, batch.time_step)
+        mean_loss = relative_l2(step.after + mean, truth).mean() / batch.mean(relative_l2(step.after, truth))
 
-        left = residual - mean.detach()
+        left = truth - step.after - mean.detach()
         left_size = batch.mean(left.square()).add(1e-12).sqrt()
-        scale_loss = (scale.log() + 0.5 * (left / scale).square()).mean() - left_size.log()
+        scale_loss = (scale.log() + math.sqrt(2) * left.abs() / scale).mean() - left_size.log()
 
         scale = scale.detach()
         z0 = (left / scale).clamp(-TAIL, TAIL)
         center, deviation = self.log_sigma
         sigma = (center + deviation * batch.normal(u[:, :1])).exp().clamp(self.sigma_min, self.sigma_max)
-        z0_hat = self.network.denoise(
-            z0 + sigma * batch.normal(z0), sigma, u, prediction, scale, batch.nu, batch.time_step
-        )
+        z0_hat = self.network.denoise(z0 + sigma * batch.normal(z0), sigma, step, scale, batch.nu, batch.time_step)
         denoising_loss = ((sigma**2 + 1) / sigma**2 * (z0_hat - z0).square()).mean()
         terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "denoising_loss": denoising_loss}
         return mean_loss + scale_loss + denoising_loss, terms
 
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-        return sampled_step(self, u, nu, time_step, generator)
+        return sampled_step(self, u, nu, time_step, noise_from(generator, u))[0]
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
         """The probability flow from sigma_max to sigma_min -> z0 (B, N), by DPM-Solver++(2M) (arXiv 2211.01095).
@@ -83,19 +84,32 @@ class DiffusionResidual(Stage):
 TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
 
 
-def sampled_step(stage, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-    """One member's next frame: operator, mean correction, and a sample of what is left."""
-    prediction = stage.operator.step(u, nu, time_step, generator)
-    mean, scale = stage.network.moments(u, prediction, nu, time_step)
+def sampled_step(
+    stage, u: Tensor, nu: Tensor, time_step: float, draw: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One member's next frame: operator, mean correction, and a sample of what is left; and the scale of that sample.
+
+    All (B, N), the noise that `draw` gives too.
+    """
+    with full_precision(u):
+        step = stage.operator.opened(u, nu, time_step)
+    mean, scale = stage.network.moments(step, nu, time_step)
 
     def denoise(z: Tensor, sigma: Tensor) -> Tensor:
-        return stage.network.denoise(z, sigma, u, prediction, scale, nu, time_step)
-
-    def draw() -> Tensor:
-        return torch.randn(u.shape, generator=generator, device=u.device, dtype=u.dtype)
+        return stage.network.denoise(z, sigma, step, scale, nu, time_step)
 
     z = stage.sample(denoise, draw).clamp(-TAIL, TAIL)
-    return prediction + mean + scaled_without_mean(z, scale)
+    with full_precision(u):
+        return step.to_field(step.after + mean + scaled_without_mean(z, scale)), step.placed(scale)
+
+
+def noise_from(generator: torch.Generator, like: Tensor) -> Callable[[], Tensor]:
+    return lambda: torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """For an operator's step: what it gets wrong is below half precision."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class Stage(ABC):
     frames_per_sample: int = 2  # consecutive frames that a training sample holds
     stochastic: bool = False  # its step draws noise, so it has members
     members: int = 1  # rollouts that the validation averages
+    selects_by: str = "rollout_nrmse"  # the score of the validation whose least has the best weights
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -34,17 +35,17 @@ class Stage(ABC):
         """u: (B, N), nu: (B,) -> the field a time step later, (B, N)."""
 
     def evaluate(self, window: Trajectories) -> dict[str, float]:
-        """Scores in the physical field of rollouts from the window's first frame; `rollout_nrmse` selects weights."""
+        """Scores in the physical field of rollouts from the window's first frame."""
         truth = window.u[:, 1:]
         members = ensemble(self.step, window, self.members)
         scores = {
             "rollout_nrmse": rollout_nrmse(members.mean(0), truth),
             "one_step_nrmse": rollout_nrmse(one_step(self.step, window), truth),
         }
-        if self.members > 1:
+        if self.stochastic:
             scores["member_nrmse"] = rollout_nrmse(members[0], truth)
-            ensemble_scores = ensemble_metrics(members, truth)
-            scores |= {name: ensemble_scores[name] for name in ("crps", "spread_skill")}
+            of_ensemble = ensemble_metrics(members, truth)
+            scores |= {name: of_ensemble[name] for name in ("crps", "spread_skill") if name in of_ensemble}
         return scores
 
 

@@ -185,8 +185,9 @@ def training_step(training: Training, runtime: Runtime) -> None:
 
 
 def keep_if_best(training: Training, scores: dict[str, float]) -> None:
-    """By the validation's rollout error, never by the training loss. A rollout that diverged is never the best."""
-    if scores["rollout_nrmse"] < training.best.get("rollout_nrmse", math.inf):
+    """By the validation's rollouts, never by the training loss. One that diverged is never the best."""
+    chosen = training.stage.selects_by
+    if scores[chosen] < training.best.get(chosen, math.inf):
         training.best = scores | {"step": training.step}
         training.best_weights = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
