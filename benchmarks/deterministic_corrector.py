@@ -10,7 +10,7 @@ from ups.data.batches import Batch
 from ups.models.conditioning import physical_scalars
 from ups.models.conservative_step import CONDITIONS, backward_difference
 from ups.models.corrector import channels_of, size_of
-from ups.stages.diffusion_residual import full_precision
+from ups.stages.sampled_correction import full_precision
 from ups.stages.stage import Stage, relative_l2
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
-from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
+from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, rollout_nrmse
 from ups.evaluation.plots import ensemble_panels, save_figures, space_time
 from ups.evaluation.rollout import ensemble, one_step, rollout
 from ups.files import nulled, write_json
@@ -119,6 +119,13 @@ def test_crps_equals_its_definition():
     pairs = (members[:, None] - members[None]).abs().sum((0, 1)) / (2 * 5 * 4)
     expected = ((members - truth).abs().mean(0) - pairs).mean()
     assert ensemble_metrics(members, truth)["crps"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_right_spread_has_the_least_crps():
+    members, truth = torch.randn(3, 20000, generator=torch.Generator().manual_seed(0)).split((2, 1))
+    scores = {spread: fair_crps(spread * members, truth[0]).mean() for spread in (0.0, 0.5, 0.9, 1.0, 1.1, 2.0)}
+    assert min(scores, key=scores.get) == 1.0
+    assert scores[0.0] > 1.3 * scores[1.0]  # members that agree have the error of a point forecast
 
 
 def test_spread_skill_of_a_calibrated_ensemble_is_one():

@@ -172,6 +172,8 @@ def test_an_opened_step_is_the_step_between_its_readings(step):
     step.to_points.forward = step.to_averages.forward = lambda field, c: field
     opened = step.opened(u, NU, 0.05)
     assert torch.allclose(opened.read(opened.to_field(opened.after)), opened.after, atol=1e-6)
+    speed = opened.to_field(opened.after) - opened.placed(opened.after)
+    assert torch.allclose(speed, speed[:, :1].expand_as(speed), atol=1e-6) and speed.abs().max() > 0.1
 
 
 @torch.no_grad()

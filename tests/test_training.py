@@ -20,8 +20,8 @@ from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
 from ups.models.dilresnet import DilatedResNet
 from ups.runs.replay import batch_of
-from ups.stages.consistency_distill import ConsistencyDistill
-from ups.stages.diffusion_residual import DiffusionResidual, heun_step
+from ups.stages.consistency_distill import ConsistencyDistill, heun_step
+from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.operator import Operator, weights_by_nu
 from ups.stages.stage import relative_l2
 from ups.tensors import Damaged, read_tensors, write_tensors
@@ -379,21 +379,31 @@ def test_every_evaluation_of_a_step_counts():
     assert errors[2] < 0.25 * errors[1] and all(errors[count] < 0.13 * errors[1] for count in range(3, 12)), errors
 
 
+def test_the_student_is_held_to_the_truth_of_its_whole_rollout(data):
+    stage, batch = student(), batch_at(data.train, 8, 2, 0, 0)
+    changed = batch.u.clone()
+    changed[:, 2] += 0.1
+    _, terms = stage.loss(batch)
+    _, others = stage.loss(replace(batch_at(data.train, 8, 2, 0, 0), u=changed))
+    assert terms["consistency_loss"] == others["consistency_loss"]
+    assert others["rollout_loss"] > 1.1 * terms["rollout_loss"]
+
+
 def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):
     """Answering zero for every noise, the collapse of the system before, costs more than the teacher's own answer."""
     teacher = diffusion()
     train(training(teacher, data, tmp_path, steps=200, evaluations=1), [], RUNTIME)
     stage = ConsistencyDistill(teacher, levels=6, unroll=2, evaluations_per_step=1, members=2)
-    batches = lambda: [batch_at(data.train, 32, 1, 5, step) for step in range(8)]
-    own = sum(stage.loss(batch)[0].item() for batch in batches())
+    batches = lambda: [batch_at(data.train, 32, 2, 5, step) for step in range(8)]
+    of_distillation = lambda: sum(stage.loss(batch)[1]["consistency_loss"].item() for batch in batches())
+    own = of_distillation()
     network = stage.network
     denoise = network.denoise
     # Zero wherever the boundary condition allows it: the point itself at sigma_min, zero above.
     network.denoise = lambda z, sigma, *context: torch.where(
         sigma <= stage.sigma_min * 1.001, z, 0 * denoise(z, sigma, *context)
     )
-    zero = sum(stage.loss(batch)[0].item() for batch in batches())
-    assert own < 0.9 * zero
+    assert own < 0.9 * of_distillation()
 
 
 def test_the_student_leaves_its_teacher_alone(data, tmp_path):

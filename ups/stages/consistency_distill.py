@@ -21,23 +21,12 @@ from ups.data.batches import Batch
 from ups.errors import UserError
 from ups.evaluation.metrics import fair_crps
 from ups.models.corrector import INITIAL_SCALE, noise_levels
-from ups.stages.diffusion_residual import (
-    TAIL,
-    Denoiser,
-    DiffusionResidual,
-    full_precision,
-    heun_step,
-    noise_from,
-    sampled_step,
-)  # fmt: skip
-from ups.stages.stage import Stage
+from ups.stages.diffusion_residual import DiffusionResidual
+from ups.stages.sampled_correction import TAIL, Denoiser, SampledCorrection, full_precision
 
 
-class ConsistencyDistill(Stage):
+class ConsistencyDistill(SampledCorrection):
     """Arguments: see conf/stage/consistency_distill.yaml. `requires` is the teacher, which is never changed."""
-
-    stochastic = True
-    selects_by = "crps"
 
     def __init__(
         self, requires: DiffusionResidual, levels: int, unroll: int, evaluations_per_step: int, members: int
@@ -91,13 +80,10 @@ class ConsistencyDistill(Stage):
         unit = INITIAL_SCALE * (first.std(-1, keepdim=True) + 1e-3)
         scores = []
         for k in range(truth.shape[1]):
-            u, scale = sampled_step(self, u.detach(), nu, batch.time_step, draw)
+            u, scale = self.sampled_step(u.detach(), nu, batch.time_step, draw)
             members, scales = (values.unflatten(0, (self.members, -1)) for values in (u, scale.detach()))  # (M, B, N)
             scores.append(fair_crps(members, truth[:, k]) * (1 / unit + 1 / (scales.mean(0) + 0.003 * unit)))
         return torch.stack(scores).mean()
-
-    def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-        return sampled_step(self, u, nu, time_step, noise_from(generator, u))[0]
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
         """Straight from noise to the path's end; a second evaluation starts again from half way (a fixed level)."""
@@ -109,3 +95,10 @@ class ConsistencyDistill(Stage):
             z = denoise(z + middle * draw(), full(middle))
         return z
 
+
+def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
+    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, second order. sigma, lower: (B, 1)."""
+    slope = (z - denoise(z, sigma)) / sigma
+    euler = z + (lower - sigma) * slope
+    slope_there = (euler - denoise(euler, lower)) / lower
+    return z + (lower - sigma) * (slope + slope_there) / 2

@@ -12,19 +12,14 @@ from torch import Tensor
 
 from ups.data.batches import Batch
 from ups.errors import UserError
-from ups.models.corrector import Corrector, noise_levels, scaled_without_mean
+from ups.models.corrector import Corrector, noise_levels
 from ups.stages.operator import Operator
+from ups.stages.sampled_correction import TAIL, Denoiser, SampledCorrection, full_precision
 from ups.stages.stage import Stage, relative_l2
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(z (B, N), sigma (B, 1)) -> z0 (B, N), for one batch's state and prediction."""
 
-
-class DiffusionResidual(Stage):
+class DiffusionResidual(SampledCorrection):
     """Arguments: see conf/stage/diffusion_residual.yaml. `requires` is the operator, `network` builds networks."""
-
-    stochastic = True
-    selects_by = "crps"
 
     def __init__(
         self, network, requires: Stage, sigma: list[float], log_sigma: list[float], evaluations_per_step: int,
@@ -61,9 +56,6 @@ class DiffusionResidual(Stage):
         terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "denoising_loss": denoising_loss}
         return mean_loss + scale_loss + denoising_loss, terms
 
-    def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-        return sampled_step(self, u, nu, time_step, noise_from(generator, u))[0]
-
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
         """The probability flow from sigma_max to sigma_min -> z0 (B, N), by DPM-Solver++(2M) (arXiv 2211.01095).
 
@@ -79,42 +71,3 @@ class DiffusionResidual(Stage):
             z = z * lower / sigma + middle * (1 - lower / sigma)
             before, width_before = denoised, width
         return z
-
-
-TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
-
-
-def sampled_step(
-    stage, u: Tensor, nu: Tensor, time_step: float, draw: Callable[[], Tensor]
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """One member's next frame: operator, mean correction, and a sample of what is left; and the scale of that sample.
-
-    All (B, N), the noise that `draw` gives too.
-    """
-    with full_precision(u):
-        step = stage.operator.opened(u, nu, time_step)
-    mean, scale = stage.network.moments(step, nu, time_step)
-
-    def denoise(z: Tensor, sigma: Tensor) -> Tensor:
-        return stage.network.denoise(z, sigma, step, scale, nu, time_step)
-
-    z = stage.sample(denoise, draw).clamp(-TAIL, TAIL)
-    with full_precision(u):
-        return step.to_field(step.after + mean + scaled_without_mean(z, scale)), step.placed(scale)
-
-
-def noise_from(generator: torch.Generator, like: Tensor) -> Callable[[], Tensor]:
-    return lambda: torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """For an operator's step: what it gets wrong is below half precision."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-def heun_step(denoise: Denoiser, z: Tensor, sigma: Tensor, lower: Tensor) -> Tensor:
-    """dz/dsigma = (z - D(z, sigma)) / sigma from one noise level to the next, second order. sigma, lower: (B, 1)."""
-    slope = (z - denoise(z, sigma)) / sigma
-    euler = z + (lower - sigma) * slope
-    slope_there = (euler - denoise(euler, lower)) / lower
-    return z + (lower - sigma) * (slope + slope_there) / 2

@@ -1,0 +1,52 @@
+"""What stages 2 and 3 share: a step is the operator's, a mean correction, and a sample of what is left.
+
+Shapes: B batch, N points.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ups.models.corrector import Corrector, scaled_without_mean
+from ups.stages.operator import Operator
+from ups.stages.stage import Stage
+
+TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(z (B, N), sigma (B, 1)) -> z0 (B, N), for one batch's step."""
+
+
+class SampledCorrection(Stage):
+    operator: Operator
+    network: Corrector
+
+    stochastic = True
+    selects_by = "crps"
+
+    @abstractmethod
+    def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
+        """draw() -> (B, N) white noise; -> z0 (B, N), what is left in units of its local scale."""
+
+    def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
+        draw = lambda: torch.randn(u.shape, generator=generator, device=u.device, dtype=u.dtype)
+        return self.sampled_step(u, nu, time_step, draw)[0]
+
+    def sampled_step(
+        self, u: Tensor, nu: Tensor, time_step: float, draw: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """One member's next frame, and at its points the scale of what was sampled; all (B, N)."""
+        with full_precision(u):
+            step = self.operator.opened(u, nu, time_step)
+        mean, scale = self.network.moments(step, nu, time_step)
+        denoise = lambda z, sigma: self.network.denoise(z, sigma, step, scale, nu, time_step)
+        z = self.sample(denoise, draw).clamp(-TAIL, TAIL)
+        with full_precision(u):
+            return step.to_field(step.after + mean + scaled_without_mean(z, scale)), step.placed(scale)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """For the operator's part of a step: what it gets wrong is below half precision."""
+    return torch.autocast(like.device.type, enabled=False)
