@@ -1,4 +1,4 @@
-"""A control of stage 2: a correction of the same step, of as many parameters and as long a training, no noise.
+"""A control of stages 2 and 3: a correction of the same step, of as many parameters, no noise.
 
 Shapes: B batch, N points.
 """
@@ -30,7 +30,7 @@ class DeterministicCorrector(Stage):
 
     def _corrected(self, u: Tensor, nu: Tensor, time_step: float) -> Tensor:
         with torch.no_grad(), full_precision(u):
-            step = self.operator.opened(u, nu, time_step)
-        flux = self.network(torch.stack(channels_of(step), 1), physical_scalars(nu, time_step))[:, 0].float()
+            opened = self.operator.opened(u, nu, time_step)
+        flux = self.network(torch.stack(channels_of(opened), 1), physical_scalars(nu, time_step))[:, 0].float()
         with full_precision(u):
-            return step.to_field(step.after + size_of(step) * backward_difference(flux))
+            return opened.to_field(opened.after + size_of(opened.after) * backward_difference(flux))

@@ -54,21 +54,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Training:
-    """What a seed has of `stage`. `budgets`: the keys of its own steps, the last, and of its prerequisites'."""
+    """What a seed has of `stage`. `budget`: the key of its steps; `requires`: what has the prerequisites' steps."""
 
     stage: str
-    budgets: list[str]
+    budget: str
+    requires: tuple[str, ...] = ()
     share: int = 1  # of --minutes, of its own
 
 
 TRAININGS = {
-    "operator": Training("operator", ["operator"]),
-    "longer": Training("operator", ["operator"], share=3),
-    "deterministic": Training("deterministic_corrector", ["operator", "diffusion_residual"], share=2),
-    "diffusion": Training("diffusion_residual", ["operator", "diffusion_residual"]),
-    "student": Training("consistency_distill", ["operator", "diffusion_residual", "consistency_distill"]),
+    "operator": Training("operator", "operator"),
+    "longer": Training("operator", "operator", share=3),
+    "deterministic": Training("deterministic_corrector", "diffusion_residual", ("operator",), share=2),
+    "diffusion": Training("diffusion_residual", "diffusion_residual", ("operator",)),
+    "student": Training("consistency_distill", "consistency_distill", ("operator", "diffusion")),
 }
-PHASES = [["operator", "longer"], ["deterministic", "diffusion"], ["student"]]  # each requires what is before it
+PHASES = [["longer", "operator"], ["deterministic", "diffusion"], ["student"]]  # the longest first
 ROWS = [
     Row("operator alone", "operator"),
     Row(LONGER, "longer"),
@@ -76,7 +77,7 @@ ROWS = [
     Row("diffusion", "diffusion"),
     Row("diffusion, 2 evaluations", "diffusion", 2),
     Row("diffusion, 1 evaluation", "diffusion", 1),
-    Row("student, 2 evaluations", "student", 2),
+    Row("student, asked for 2", "student", 2),
     Row("student, 1 evaluation", "student", 1),
 ]
 
@@ -104,12 +105,12 @@ def main() -> None:
     runs: list[dict[str, dict]] = [{} for _ in range(asked.seeds)]
     with ThreadPoolExecutor(asked.workers) as pool:
 
-        def one(seed: int, name: str) -> None:
+        def train_one(seed: int, name: str) -> None:
             runs[seed][name] = trained_as(name, runs[seed], asked.minutes * 60, seed, shared, asked.points)
 
         for names in PHASES:
-            jobs = [(seed, name) for name in reversed(names) for seed in range(asked.seeds)]  # the longest first
-            list(pool.map(lambda job: one(*job), jobs))
+            jobs = [(seed, name) for name in names for seed in range(asked.seeds)]
+            list(pool.map(lambda job: train_one(*job), jobs))
         scored = list(pool.map(lambda run: [scores_of(row, run[row.training], window) for row in ROWS], runs))
 
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
@@ -139,15 +140,14 @@ def trained_as(name: str, runs: dict, seconds: float, seed: int, shared: list[st
     training = TRAININGS[name]
     chosen, own = [*shared, f"stage={training.stage}", f"seed={seed}"], seconds * training.share
     tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s-seed{seed}.json"
-    steps = {"operator": "operator", "diffusion_residual": "diffusion"}
-    required = {budget: runs[steps[budget]]["steps"] for budget in training.budgets[:-1]}
-    required[training.budgets[-1]] = steps_for(own, tried, chosen, [f"budget.{each}" for each in training.budgets])
-    chosen += [f"budget.{budget}={count}" for budget, count in required.items()]
+    steps = {TRAININGS[required].budget: runs[required]["steps"] for required in training.requires}
+    steps[training.budget] = steps_for(own, tried, chosen, [f"budget.{each}" for each in (*steps, training.budget)])
+    chosen += [f"budget.{budget}={count}" for budget, count in steps.items()]
     stage, entry = trained(chosen)
     return {
         "stage": stage,
         "entry": entry,
-        "steps": required[training.budgets[-1]],
+        "steps": steps[training.budget],
         "command": "python train.py " + " ".join(chosen),
         "seconds": sum(
             Entry(Path("store"), identity).result()["seconds"]["training"] for identity in entry.identity.chain()
@@ -231,8 +231,9 @@ def table(report: dict) -> str:
         "nRMSE / longer operator's [95 %]", "high wave numbers", "spread/skill", "inside 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    plain = {columns[3]: f"{report['persistence']['nrmse']:.2e}", columns[6]: f"{report['persistence']['crps']:.2e}"}
-    lines.append("| " + " | ".join(plain.get(column, "persistence" * (not column)) for column in columns) + " |")
+    known = {"nRMSE": "nrmse", "CRPS": "crps"}
+    persistence = {column: f"{report['persistence'][name]:.2e}" for column, name in known.items()}
+    lines.append("| persistence | " + " | ".join(persistence.get(column, "") for column in columns[1:]) + " |")
     for title, row in report["rows"].items():
         longer, corrector = row[f"versus {LONGER}"], row[f"versus {DETERMINISTIC}"]
         stochastic = "spread_skill" in row

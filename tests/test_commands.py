@@ -250,7 +250,7 @@ def test_training_on_pdebench_files(command, tmp_path):
     assert answer.returncode == 0, answer.stderr
 
 
-@pytest.mark.parametrize("model", ["latent_operator", "solver_in_the_loop"])
-def test_another_model_trains_in_half_precision(model, command, tmp_path):
-    answer = command("train.py", f"model={model}", "runtime.precision=bfloat16", "logger=none", *SMALL)
+@pytest.mark.parametrize("choice", ["model=latent_operator", "model=solver_in_the_loop", "stage=consistency_distill"])
+def test_training_in_half_precision(choice, command, tmp_path):
+    answer = command("train.py", choice, "runtime.precision=bfloat16", "logger=none", *SMALL)
     assert answer.returncode == 0, answer.stderr

@@ -17,7 +17,7 @@ from ups.models.dilresnet import DilatedResNet
 from ups.models.fno import FNO
 from ups.models.latent_operator import LatentOperator
 from ups.models.solver_in_the_loop import SolverInTheLoop, cole_hopf_step
-from ups.models.step import OpenedStep
+from ups.models.step import OpenedStep, Step
 from ups.models.subcell import SubcellCorrection
 from ups.models.unet import UNet
 
@@ -167,12 +167,12 @@ def test_an_opened_step_is_the_step_between_its_readings(step):
     u = fields()
     opened = step.opened(u, NU, 0.05)
     assert torch.equal(opened.to_field(opened.after), step(u, NU, 0.05))
-    assert (opened.read(step(u, NU, 0.05)) - opened.after).abs().max() > 1e-3  # of random weights
+    assert (opened.to_state(step(u, NU, 0.05)) - opened.after).abs().max() > 1e-3  # of random weights
     torch.testing.assert_close(opened.before.sum(-1), opened.after.sum(-1), rtol=1e-5, atol=1e-4)
     step.to_points.forward = step.to_averages.forward = lambda field, c: field
     opened = step.opened(u, NU, 0.05)
-    assert torch.allclose(opened.read(opened.to_field(opened.after)), opened.after, atol=1e-6)
-    speed = opened.to_field(opened.after) - opened.placed(opened.after)
+    assert torch.allclose(opened.to_state(opened.to_field(opened.after)), opened.after, atol=1e-6)
+    speed = opened.to_field(opened.after) - opened.at_points(opened.after)
     assert torch.allclose(speed, speed[:, :1].expand_as(speed), atol=1e-6) and speed.abs().max() > 0.1
 
 
@@ -204,6 +204,17 @@ def test_wrong_sizes_are_refused():
         LatentOperator(1, 1, 2, patch=4, width=10, blocks=1, heads=4)
     with pytest.raises(UserError, match="must divide"):
         LatentOperator(1, 1, 2, patch=5, width=8, blocks=1, heads=2)(torch.zeros(1, 1, 32), torch.zeros(1, 2))
+
+
+def test_a_step_without_an_inner_state_has_the_field():
+    class Advected(Step):
+        def forward(self, u, nu, time_step):
+            return u.roll(1, -1)
+
+    u = fields()
+    opened = Advected().opened(u, NU, 0.05)
+    assert torch.equal(opened.before, u) and torch.equal(opened.after, u.roll(1, -1))
+    assert all(way(u) is u for way in (opened.to_field, opened.to_state, opened.at_points))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from ups.callbacks.callback import Callback
 from ups.callbacks.checkpoint import Checkpoint
 from ups.data.batches import batch_at
 from ups.data.generator import Burgers
+from ups.data.symmetries import galilean, rolled
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
 from ups.models.dilresnet import DilatedResNet
@@ -379,6 +380,26 @@ def test_every_evaluation_of_a_step_counts():
     assert errors[2] < 0.25 * errors[1] and all(errors[count] < 0.13 * errors[1] for count in range(3, 12)), errors
 
 
+def test_a_sampled_step_is_made_in_the_frame_of_the_operator(data):
+    """In a frame that moves by whole cells a time step everything is the same."""
+    stage = diffusion()
+    for parameter in itertools.chain(stage.network.parameters(), stage.operator.network.parameters()):
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    cells = torch.tensor([1, 2, -3, 0])
+    batch = batch_at(data.train, 4, 1, 0, 0)
+    moving = replace(batch_at(data.train, 4, 1, 0, 0), u=galilean(batch.u, cells, batch.time_step))
+    torch.testing.assert_close(stage.loss(moving), stage.loss(batch), rtol=1e-4, atol=1e-4)
+
+    def sampled(u):
+        noise = torch.randn(u.shape, generator=torch.Generator().manual_seed(0))
+        return stage.sampled_step(u, batch.nu, batch.time_step, lambda: noise)
+
+    (field, scale), (moved_field, moved_scale) = sampled(batch.u[:, 0]), sampled(moving.u[:, 0])
+    speed = (cells / (batch.time_step * field.shape[-1]))[:, None]
+    torch.testing.assert_close(moved_field, rolled(field, cells) + speed, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moved_scale, rolled(scale, cells), rtol=1e-3, atol=1e-6)
+
+
 def test_the_student_is_held_to_the_truth_of_its_whole_rollout(data):
     stage, batch = student(), batch_at(data.train, 8, 2, 0, 0)
     changed = batch.u.clone()
@@ -454,3 +475,8 @@ def test_stages_refuse_a_prerequisite_of_another_kind():
         DiffusionResidual(NETWORK, None, [0.02, 20.0], [-0.4, 1.2], 5, 2)
     with pytest.raises(UserError, match="requires a diffusion_residual"):
         ConsistencyDistill(operator(), levels=6, unroll=2, evaluations_per_step=1, members=2)
+
+
+def test_a_student_of_one_member_is_refused():
+    with pytest.raises(UserError, match="a student is learned from 2 or more"):
+        ConsistencyDistill(diffusion(), levels=6, unroll=2, evaluations_per_step=1, members=1)

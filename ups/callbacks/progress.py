@@ -25,6 +25,8 @@ class Progress(Callback):
 
     def on_evaluate(self, training, scores: dict[str, float]) -> None:
         self.score = f"  rollout nRMSE {scores['rollout_nrmse']:.2e}"
+        if "crps" in scores:
+            self.score += f"  CRPS {scores['crps']:.2e}"
 
     def on_end(self, training) -> None:
         self.bar.close()

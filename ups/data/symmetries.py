@@ -13,7 +13,7 @@ FARTHEST = 3  # cells per step of a random Galilean shift: a speed of 0.23 at 25
 
 def translate(u: Tensor, cells: Tensor) -> Tensor:
     """v(x, t) = u(x - a, t). u: (B, K+1, N), cells: (B,) whole numbers, a in cells."""
-    return _rolled(u, cells[:, None])
+    return rolled(u, cells[:, None])
 
 
 def reflect(u: Tensor) -> Tensor:
@@ -25,11 +25,11 @@ def galilean(u: Tensor, cells: Tensor, time_step: float) -> Tensor:
     """v(x, t) = u(x - c t, t) + c. u: (B, K+1, N), cells: (B,) whole numbers, c in cells per step."""
     steps, points = u.shape[1:]
     speed = cells / (points * time_step)
-    return _rolled(u, cells[:, None] * torch.arange(steps, device=u.device)) + speed[:, None, None].to(u.dtype)
+    return rolled(u, cells[:, None] * torch.arange(steps, device=u.device)) + speed[:, None, None].to(u.dtype)
 
 
-def _rolled(u: Tensor, cells: Tensor) -> Tensor:
-    """Each frame moved right. cells: (B, K+1), or (B, 1) for all frames of a sample."""
+def rolled(u: Tensor, cells: Tensor) -> Tensor:
+    """u: (..., N), each field moved right by a whole number of cells: (...), or (B, 1) for all frames of a sample."""
     points = u.shape[-1]
     source = (torch.arange(points, device=u.device) - cells[..., None]) % points
     return u.gather(-1, source.expand_as(u))

@@ -104,8 +104,8 @@ def fair_crps(members: Tensor, truth: Tensor) -> Tensor:
         return error
     # The sum over pairs from the order statistics: the k-th smallest of M enters 2k - M + 1 times.
     weight = torch.arange(count, device=members.device, dtype=members.dtype) * 2 - (count - 1)
-    pairs = torch.tensordot(weight, members.sort(0).values, 1)
-    return error - pairs / (count * (count - 1))
+    pairs = members.sort(0).values * weight.view(-1, *[1] * truth.ndim)
+    return error - pairs.sum(0) / (count * (count - 1))
 
 
 def rank_histogram(members: Tensor, truth: Tensor) -> list[float]:

@@ -3,9 +3,9 @@
 Shapes: B batch, N points.
 """
 
-import torch
 from torch import Tensor, nn
 
+from ups.data.symmetries import rolled
 from ups.models.conditioning import physical_scalars
 from ups.models.step import OpenedStep, Step
 from ups.models.subcell import SubcellCorrection
@@ -36,20 +36,20 @@ class ConservativeStep(Step):
         """The inner state is the cell averages in the moving frame."""
         c = physical_scalars(nu, time_step)
         cells_per_speed = time_step * u.shape[-1]
-        moved = (u.mean(-1, keepdim=True) * cells_per_speed).round()  # (B, 1), cells in this time step
-        speed = moved / cells_per_speed
+        moved = (u.mean(-1) * cells_per_speed).round()  # (B,), cells in this time step
+        speed = moved[:, None] / cells_per_speed
 
-        def placed(cells: Tensor) -> Tensor:
-            return rolled(cells, moved)
+        def at_points(cells: Tensor) -> Tensor:
+            return rolled(cells, moved.long())
 
         def to_field(averages: Tensor) -> Tensor:
-            return placed(self.to_points(averages, c)) + speed
+            return at_points(self.to_points(averages, c)) + speed
 
-        def read(field: Tensor) -> Tensor:
-            return self.to_averages(rolled(field, -moved) - speed, c)
+        def to_state(field: Tensor) -> Tensor:
+            return self.to_averages(rolled(field, -moved.long()) - speed, c)
 
         before = self.to_averages(u - speed, c)
-        return OpenedStep(before, self.advance(before, nu, time_step, c), to_field, read, placed)
+        return OpenedStep(before, self.advance(before, nu, time_step, c), to_field, to_state, at_points)
 
     def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
         """Cell averages in the moving frame: (B, N) -> (B, N), with the same sum."""
@@ -59,13 +59,6 @@ class ConservativeStep(Step):
         """averages: (B, N) less the divergence of the flux that the network reads from channels: (B, C, N)."""
         flux = self.network(channels, c)[:, 0].float()  # it is differenced: half precision ends here
         return averages - time_step * averages.shape[-1] * backward_difference(flux)
-
-
-def rolled(field: Tensor, cells: Tensor) -> Tensor:
-    """(B, N) moved right by (B, 1) whole numbers of cells."""
-    points = field.shape[-1]
-    source = (torch.arange(points, device=field.device) - cells.long()) % points
-    return field.gather(1, source)
 
 
 def backward_difference(face: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ class OpenedStep:
     """A time step, opened at the model's inner state: there a corrector can work. States and fields are (B, N).
 
     before, after: the inner state read from the given field, and the one a time step later.
-    to_field: an inner state a time step later -> its field. read: the way back.
-    placed: what belongs to the cells of the inner state -> at the points of the field.
+    to_field, to_state: between the inner state and the field a time step later.
+    at_points: what belongs to the cells of that state -> at the points of the field.
     """
 
     before: Tensor
     after: Tensor
     to_field: Callable[[Tensor], Tensor]
-    read: Callable[[Tensor], Tensor]
-    placed: Callable[[Tensor], Tensor]
+    to_state: Callable[[Tensor], Tensor]
+    at_points: Callable[[Tensor], Tensor]
 
 
 class Step(nn.Module):

@@ -20,9 +20,11 @@ from torch import Tensor
 from ups.data.batches import Batch
 from ups.errors import UserError
 from ups.evaluation.metrics import fair_crps
-from ups.models.corrector import INITIAL_SCALE, noise_levels
+from ups.models.corrector import noise_levels, size_of
 from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.sampled_correction import TAIL, Denoiser, SampledCorrection, full_precision
+
+SMALLEST_SCALE = 0.003  # of a correction's unit: what is smaller, some 1e-5 of the field, need not be known any better
 
 
 class ConsistencyDistill(SampledCorrection):
@@ -45,19 +47,20 @@ class ConsistencyDistill(SampledCorrection):
         self.network = copy.deepcopy(requires.network).requires_grad_(True)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        terms = {"consistency_loss": self._consistency(batch), "rollout_loss": self._rollout_crps(batch)}
+        # In this order: autocast keeps the first cast of a weight, on older PyTorch one without gradient as well.
+        terms = {"rollout_loss": self._rollout_crps(batch), "consistency_loss": self._consistency(batch)}
         return sum(terms.values()), terms
 
     def _consistency(self, batch: Batch) -> Tensor:
-        """Of the first step, in units of the residual's local scale."""
+        """Of the first step, in the mean and scale that the student samples with; they start as the teacher's."""
         u, truth = batch.u[:, 0], batch.u[:, 1]
         with torch.no_grad():
             with full_precision(u):
-                step = self.operator.opened(u, batch.nu, batch.time_step)
-                residual = step.read(truth) - step.after
-            mean, scale = self.network.moments(step, batch.nu, batch.time_step)
+                opened = self.operator.opened(u, batch.nu, batch.time_step)
+                residual = opened.to_state(truth) - opened.after
+            mean, scale = self.network.moments(opened, batch.nu, batch.time_step)
         z0 = ((residual - mean) / scale).clamp(-TAIL, TAIL)
-        context = (step, scale, batch.nu, batch.time_step)
+        context = (opened, scale, batch.nu, batch.time_step)
 
         levels = noise_levels(self.sigma_min, self.sigma_max, self.levels, u)
         upper = (batch.uniform(1) * (self.levels - 1)).long()
@@ -77,12 +80,14 @@ class ConsistencyDistill(SampledCorrection):
         first, truth = batch.u[:, 0], batch.u[:, 1:]
         u, nu = first.repeat(self.members, 1), batch.nu.repeat(self.members)  # (M B, N), (M B,)
         draw = lambda: torch.cat([batch.normal(first) for _ in range(self.members)])
-        unit = INITIAL_SCALE * (first.std(-1, keepdim=True) + 1e-3)
+        unit = size_of(first)
         scores = []
         for k in range(truth.shape[1]):
             u, scale = self.sampled_step(u.detach(), nu, batch.time_step, draw)
             members, scales = (values.unflatten(0, (self.members, -1)) for values in (u, scale.detach()))  # (M, B, N)
-            scores.append(fair_crps(members, truth[:, k]) * (1 / unit + 1 / (scales.mean(0) + 0.003 * unit)))
+            with full_precision(u):
+                crps = fair_crps(members, truth[:, k])
+            scores.append(crps / unit + crps / (scales.mean(0) + SMALLEST_SCALE * unit))
         return torch.stack(scores).mean()
 
     def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:

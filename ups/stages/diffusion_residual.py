@@ -38,12 +38,12 @@ class DiffusionResidual(SampledCorrection):
         tails are heavy), EDM's."""
         u, truth = batch.u.unbind(1)
         with torch.no_grad(), full_precision(u):
-            step = self.operator.opened(u, batch.nu, batch.time_step)
-            truth = step.read(truth)
-        mean, scale = self.network.moments(step, batch.nu, batch.time_step)
-        mean_loss = relative_l2(step.after + mean, truth).mean() / batch.mean(relative_l2(step.after, truth))
+            opened = self.operator.opened(u, batch.nu, batch.time_step)
+            truth = opened.to_state(truth)
+        mean, scale = self.network.moments(opened, batch.nu, batch.time_step)
+        mean_loss = relative_l2(opened.after + mean, truth).mean() / batch.mean(relative_l2(opened.after, truth))
 
-        left = truth - step.after - mean.detach()
+        left = truth - opened.after - mean.detach()
         left_size = batch.mean(left.square()).add(1e-12).sqrt()
         scale_loss = (scale.log() + math.sqrt(2) * left.abs() / scale).mean() - left_size.log()
 
@@ -51,7 +51,7 @@ class DiffusionResidual(SampledCorrection):
         z0 = (left / scale).clamp(-TAIL, TAIL)
         center, deviation = self.log_sigma
         sigma = (center + deviation * batch.normal(u[:, :1])).exp().clamp(self.sigma_min, self.sigma_max)
-        z0_hat = self.network.denoise(z0 + sigma * batch.normal(z0), sigma, step, scale, batch.nu, batch.time_step)
+        z0_hat = self.network.denoise(z0 + sigma * batch.normal(z0), sigma, opened, scale, batch.nu, batch.time_step)
         denoising_loss = ((sigma**2 + 1) / sigma**2 * (z0_hat - z0).square()).mean()
         terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "denoising_loss": denoising_loss}
         return mean_loss + scale_loss + denoising_loss, terms

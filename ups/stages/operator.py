@@ -26,10 +26,10 @@ class Operator(Stage):
         u = u + self._input_noise(batch)
         errors, drifts = [], []
         for k in range(truth.shape[1]):
-            step = self.opened(u, batch.nu, batch.time_step)
-            u = step.to_field(step.after)
+            opened = self.opened(u, batch.nu, batch.time_step)
+            u = opened.to_field(opened.after)
             errors.append(relative_l2(u, truth[:, k]))
-            drifts.append(relative_l2(step.read(u), step.after))  # which a shock that stands meets again in every step
+            drifts.append(relative_l2(opened.to_state(u), opened.after))  # a shock that stands meets it in every step
         error, drift = torch.stack(errors).mean(0), torch.stack(drifts).mean(0)
         loss = (weights_by_nu(error, batch) * (error + self.round_trip * drift)).mean()
         return loss, {"one_step_loss": errors[0].mean(), "round_trip_loss": drift.mean()}

@@ -20,6 +20,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
 class SampledCorrection(Stage):
+    """An ensemble's stage: its step draws noise, and `sample` says how."""
+
     operator: Operator
     network: Corrector
 
@@ -39,12 +41,13 @@ class SampledCorrection(Stage):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """One member's next frame, and at its points the scale of what was sampled; all (B, N)."""
         with full_precision(u):
-            step = self.operator.opened(u, nu, time_step)
-        mean, scale = self.network.moments(step, nu, time_step)
-        denoise = lambda z, sigma: self.network.denoise(z, sigma, step, scale, nu, time_step)
+            opened = self.operator.opened(u, nu, time_step)
+        mean, scale = self.network.moments(opened, nu, time_step)
+        denoise = lambda z, sigma: self.network.denoise(z, sigma, opened, scale, nu, time_step)
         z = self.sample(denoise, draw).clamp(-TAIL, TAIL)
         with full_precision(u):
-            return step.to_field(step.after + mean + scaled_without_mean(z, scale)), step.placed(scale)
+            state = opened.after + mean + scaled_without_mean(z, scale)
+            return opened.to_field(state), opened.at_points(scale)
 
 
 def full_precision(like: Tensor) -> torch.autocast:

@@ -20,7 +20,7 @@ class Stage(ABC):
     network: nn.Module
     frames_per_sample: int = 2  # consecutive frames that a training sample holds
     stochastic: bool = False  # its step draws noise, so it has members
-    members: int = 1  # rollouts that the validation averages
+    members: int = 1  # rollouts of the validation's ensemble
     selects_by: str = "rollout_nrmse"  # the score of the validation whose least has the best weights
 
     @abstractmethod
