@@ -70,10 +70,24 @@ def test_the_sentence_on_another_nu_is_that_of_the_report():
     assert sentence in " ".join((ROOT / "README.md").read_text().split())
 
 
-def test_the_tables_of_the_page_on_accuracy_are_the_reports():
-    page = (ROOT / "docs" / "accuracy.md").read_text()
-    reports = sorted((ROOT / "docs" / "accuracy").glob("*.md"))
-    assert len(reports) >= 3 and not [report.name for report in reports if report.read_text().strip() not in page]
+@pytest.mark.parametrize(("page", "folder", "least"), [("accuracy.md", "accuracy", 3), ("science.md", "stages", 2)])
+def test_the_tables_of_a_page_are_the_reports(page, folder, least):
+    text = (ROOT / "docs" / page).read_text()
+    reports = sorted((ROOT / "docs" / folder).glob("*.md"))
+    assert len(reports) >= least and not [report.name for report in reports if report.read_text().strip() not in text]
+
+
+def test_the_stages_in_the_readme_are_those_of_the_report():
+    rows = json.loads((ROOT / "docs" / "stages" / "points256.json").read_text())["rows"]
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    alone, longer, deterministic = list(rows)[:3]
+    for title in (alone, longer, deterministic, "diffusion", "student, 1 evaluation"):
+        row = rows[title]
+        ratio, low, high = row[f"versus {longer}"]["crps"]
+        cells = [f"{row['nrmse']:.1e}", f"{row['crps']:.1e}", f"{ratio:.2f} [{low:.2f}, {high:.2f}]"]
+        cells.append(f"{row['spread_skill']:.2f}" if "spread_skill" in row else "")
+        cells.append(f"{row['milliseconds']:.2g}")
+        assert f"| {title} | " + " | ".join(cells).replace("e-0", "e-") + " |" in lines, cells
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS), key=COMMANDS.index))
