@@ -112,7 +112,8 @@ def test_two_processes_train_the_chain_as_one_does(start, tmp_path):
             if loss := row[f"training/{name}/loss"]:
                 assert float(loss) == pytest.approx(float(single_row[f"training/{name}/loss"]), rel=1e-4)
     for stage in ("operator", "diffusion_residual"):
-        assert weights_differ_by(tmp_path, stage) < 2e-5  # rounding, in weights of about 0.1
+        # Rounding, in weights of about 0.1; Laplace's likelihood turns some of it into a gradient of the other sign.
+        assert weights_differ_by(tmp_path, stage) < {"operator": 2e-5, "diffusion_residual": 2e-4}[stage]
 
 
 def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path):
