@@ -1,7 +1,9 @@
 """What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
-    python benchmarks/stages.py --seeds 3
-    python benchmarks/stages.py --seeds 3 --points 64
+Half of the time is the operator's, a quarter is stage 2's and a quarter stage 3's.
+
+    python benchmarks/stages.py --minutes 10 --seeds 3
+    python benchmarks/stages.py --minutes 3 --seeds 3 --points 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; their steps are what fits into the time
 by a trial. The second command is a harder setting: four times fewer points, so that much of the next field is not to be
@@ -54,20 +56,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Training:
-    """What a seed has of `stage`. `budget`: the key of its steps; `requires`: what has the prerequisites' steps."""
+    """What a seed has of `stage`."""
 
     stage: str
-    budget: str
-    requires: tuple[str, ...] = ()
-    share: int = 1  # of --minutes, of its own
+    share: float  # of --minutes, of its own
+    budget: str  # the key of its steps
+    requires: tuple[str, ...] = ()  # what has the steps of its prerequisites
 
 
 TRAININGS = {
-    "operator": Training("operator", "operator"),
-    "longer": Training("operator", "operator", share=3),
-    "deterministic": Training("deterministic_corrector", "diffusion_residual", ("operator",), share=2),
-    "diffusion": Training("diffusion_residual", "diffusion_residual", ("operator",)),
-    "student": Training("consistency_distill", "consistency_distill", ("operator", "diffusion")),
+    "operator": Training("operator", 1 / 2, "operator"),
+    "longer": Training("operator", 1, "operator"),
+    "deterministic": Training("deterministic_corrector", 1 / 2, "diffusion_residual", ("operator",)),
+    "diffusion": Training("diffusion_residual", 1 / 4, "diffusion_residual", ("operator",)),
+    "student": Training("consistency_distill", 1 / 4, "consistency_distill", ("operator", "diffusion")),
 }
 PHASES = [["longer", "operator"], ["deterministic", "diffusion"], ["student"]]  # the longest first
 ROWS = [
@@ -84,7 +86,7 @@ ROWS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="of training, for each stage and seed")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, of all three stages")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--trajectories", type=int, default=64, help="of the test, which nothing else has seen")

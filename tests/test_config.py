@@ -153,7 +153,7 @@ def test_identity_is_what_determines_the_weights():
     same = ["runtime.device=cpu", "runtime.threads=2", "store=elsewhere", "logger=none", "callbacks.progress.every=7",
             "stage.requires.optimizer.lr=0.004", "dataset.time_step=0.050"]  # fmt: skip
     assert all(identity_of(composed("stage=diffusion_residual", key)).digest == base.digest for key in same)
-    other = ["seed=1", "model.width=16", "dataset.nu=0.01", "stage.requires.steps=7", "stage.sigma=[0.02,10]"]
+    other = ["seed=1", "model.width=16", "dataset.nu=0.01", "stage.requires.steps=7", "stage.members=3"]
     digests = {identity_of(composed("stage=diffusion_residual", key)).digest for key in other}
     assert len(digests | {base.digest}) == len(other) + 1
 

@@ -218,12 +218,9 @@ def test_a_step_without_an_inner_state_has_the_field():
 
 
 @torch.no_grad()
-def test_corrector_conserves_and_is_a_consistency_function():
-    corrector = random_weights(Corrector(NETWORKS["dilresnet"], sigma_min=0.02))
+def test_a_correction_conserves_the_mean():
+    corrector = random_weights(Corrector(NETWORKS["dilresnet"]))
     opened = OpenedStep(fields(), fields().roll(1, -1), None, None, None)
     mean, scale = corrector.moments(opened, NU, 0.05)
     assert (scale > 0).all() and mean.sum(-1).abs().max() < 1e-4
     assert scaled_without_mean(torch.randn(3, 64), scale).sum(-1).abs().max() < 1e-4
-    z, sigma = torch.randn(3, 64), torch.full((3, 1), 0.02)
-    assert torch.allclose(corrector.denoise(z, sigma, opened, scale, NU, 0.05), z)
-    assert not torch.allclose(corrector.denoise(z, 10 * sigma, opened, scale, NU, 0.05), z, atol=1e-2)

@@ -23,7 +23,7 @@ def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
     shared = [override for override in SMALL if not override.startswith("stage.")]
     runs = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), "stage=diffusion_residual", f"stage.sigma=[0.02,{10 + job}]",
+            [sys.executable, str(ROOT / "train.py"), "stage=diffusion_residual", f"stage.optimizer.lr={job + 1}e-3",
              f"hydra.run.dir=run{job}", "stage.evaluations=1", "logger=none", *shared, f"cache={cache}",
              "~callbacks.figures", "stage.requires.evaluations=1", "stage.evaluations_per_step=1", "stage.members=1",
              "dataset.rollout_steps=2"],

@@ -1,5 +1,6 @@
 """The loop, the store and the stages' losses, on a problem of a few seconds."""
 
+import copy
 import itertools
 import json
 import os
@@ -21,13 +22,14 @@ from ups.data.trajectories import Splits
 from ups.errors import Interrupted, UserError
 from ups.models.dilresnet import DilatedResNet
 from ups.runs.replay import batch_of
-from ups.stages.consistency_distill import ConsistencyDistill, heun_step
+from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midpoint_step
 from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.operator import Operator, weights_by_nu
 from ups.stages.stage import relative_l2
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content
 from ups.training.loop import LoopSettings, Training, train
+from ups.training.obtain import called_networks
 from ups.training.optimizer import OptimizerSettings, learning_rate
 from ups.training.runtime import set_up
 from ups.training.state import State, read_state, write_state
@@ -53,11 +55,12 @@ def operator(unroll=1, noise=(0.0, 0.0), round_trip=1.0):
 
 def diffusion():
     torch.manual_seed(0)
-    return DiffusionResidual(NETWORK, operator(), [0.02, 20.0], [-0.4, 1.2], 5, 2)
+    return DiffusionResidual(NETWORK, operator(), 5, 2)
 
 
-def student(evaluations=1):
-    return ConsistencyDistill(diffusion(), levels=6, unroll=2, evaluations_per_step=evaluations, members=2)
+def student(evaluations=1, operator_lr=0.2):
+    return ConsistencyDistill(diffusion(), levels=6, unroll=2, evaluations_per_step=evaluations, members=2,
+                              operator_lr=operator_lr)  # fmt: skip
 
 
 STAGES = {"operator": operator, "diffusion_residual": diffusion, "consistency_distill": student}
@@ -334,18 +337,29 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(name, data):
     for index in range(2):
         given = iter(of_both)
         parts.append(gradient(lambda batch, index=index, given=given: batch.part(index, 2, lambda own: next(given))))
-    torch.testing.assert_close((parts[0] + parts[1]) / 2, gradient(lambda batch: batch), rtol=1e-4, atol=1e-5)
+    whole = gradient(lambda batch: batch)
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole, rtol=1e-4, atol=1e-6 * float(whole.norm()))
     assert not torch.allclose(parts[0], parts[1], rtol=1e-2)
 
 
-def test_heun_steps_follow_the_probability_flow():
-    """Data of one standard normal: D(z) = z / (1 + sigma^2), and z / sqrt(1 + sigma^2) is constant on a path."""
-    denoise = lambda z, sigma: z / (1 + sigma**2)
-    z, levels = torch.randn(5, 7, dtype=torch.float64), torch.linspace(5, 0.02, 200, dtype=torch.float64)
-    start = z / (1 + levels[0] ** 2).sqrt()
-    for sigma, lower in itertools.pairwise(levels):
-        z = heun_step(denoise, z, sigma.expand(5, 1), lower.expand(5, 1))
-    assert torch.allclose(z / (1 + levels[-1] ** 2).sqrt(), start, atol=1e-3)
+def standard_normal(z, t):
+    """The velocity of a flow whose data are one standard normal: a path from n is at n sqrt((1 - t)^2 + t^2)."""
+    return z * (2 * t - 1) / ((1 - t) ** 2 + t**2)
+
+
+def test_midpoint_steps_follow_the_flow():
+    noise, times = torch.randn(5, 7, dtype=torch.float64), torch.linspace(0, 1, 21, dtype=torch.float64)
+    z = noise
+    for t, later in itertools.pairwise(times):
+        z = midpoint_step(standard_normal, z, t.expand(5, 1), later.expand(5, 1))
+        assert torch.allclose(z, noise * ((1 - later) ** 2 + later**2).sqrt(), atol=5e-3)
+
+
+def test_a_student_answers_the_end_of_a_path_with_itself():
+    stage, z = student(), torch.randn(3, 64)
+    velocity = lambda z, t: z.square() + 1
+    assert torch.equal(end_of_path(velocity, z, torch.ones(3, 1)), z)
+    assert torch.allclose(stage.sample(velocity, lambda: z), z + z.square() + 1)
 
 
 def test_members_of_the_diffusion_differ(data):
@@ -357,27 +371,23 @@ def test_members_of_the_diffusion_differ(data):
 @pytest.mark.parametrize("evaluations", [1, 2])
 def test_student_needs_as_many_evaluations_as_it_says(evaluations, data):
     stage, window, calls = student(evaluations), data.validation, []
-    original = stage.network.denoise
-    stage.network.denoise = lambda *arguments: calls.append(1) or original(*arguments)
+    _, corrector = stage.parts()
+    original = corrector.velocity
+    corrector.velocity = lambda *arguments: calls.append(1) or original(*arguments)
     stage.step(window.u[:, 0], window.nu, 0.05, torch.Generator().manual_seed(0))
     assert len(calls) == evaluations
 
 
 def test_every_evaluation_of_a_step_counts():
-    """Data of one standard normal, whose path ends at the noise it began with; at sigma_min the answer is z itself."""
-    stage, noise = diffusion(), torch.randn(4, 32, dtype=torch.float64)
-    asked = []
-
-    def denoise(z, sigma):
-        asked.append(float(sigma[0]))
-        return torch.where(sigma <= stage.sigma_min, z, z / (1 + sigma**2))
-
-    errors = {}
-    for stage.evaluations_per_step in range(1, 12):
+    """Data of one standard normal, whose path ends at the noise it began with."""
+    stage, noise, asked, errors = diffusion(), torch.randn(4, 32, dtype=torch.float64), [], {}
+    velocity = lambda z, t: asked.append(float(t[0])) or standard_normal(z, t)
+    for stage.evaluations_per_step in range(1, 11):
         asked.clear()
-        errors[stage.evaluations_per_step] = float((stage.sample(denoise, lambda: noise) - noise).abs().mean())
-        assert len(asked) == stage.evaluations_per_step and asked[0] == pytest.approx(20) and min(asked) > 0.021
-    assert errors[2] < 0.25 * errors[1] and all(errors[count] < 0.13 * errors[1] for count in range(3, 12)), errors
+        errors[stage.evaluations_per_step] = float((stage.sample(velocity, lambda: noise) - noise).abs().mean())
+        assert len(asked) == stage.evaluations_per_step and asked[0] == 0 and max(asked) < 1
+    assert errors[1] == pytest.approx(float(noise.abs().mean()))  # the mean, zero
+    assert all(errors[2 * count] < 0.3 * errors[count] for count in range(1, 6)), errors  # second order: a quarter
 
 
 def test_a_sampled_step_is_made_in_the_frame_of_the_operator(data):
@@ -414,26 +424,50 @@ def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):
     """Answering zero for every noise, the collapse of the system before, costs more than the teacher's own answer."""
     teacher = diffusion()
     train(training(teacher, data, tmp_path, steps=200, evaluations=1), [], RUNTIME)
-    stage = ConsistencyDistill(teacher, levels=6, unroll=2, evaluations_per_step=1, members=2)
+    stage = ConsistencyDistill(teacher, levels=6, unroll=2, evaluations_per_step=1, members=2, operator_lr=0.2)
     batches = lambda: [batch_at(data.train, 32, 2, 5, step) for step in range(8)]
     of_distillation = lambda: sum(stage.loss(batch)[1]["consistency_loss"].item() for batch in batches())
     own = of_distillation()
-    network = stage.network
-    denoise = network.denoise
-    # Zero wherever the boundary condition allows it: the point itself at sigma_min, zero above.
-    network.denoise = lambda z, sigma, *context: torch.where(
-        sigma <= stage.sigma_min * 1.001, z, 0 * denoise(z, sigma, *context)
-    )
+    # Zero wherever the student can answer it: at the path's end its answer is the point itself.
+    stage.network["corrector"].velocity = lambda z, t, *context: -z / (1 - t).clamp(min=1e-6)
     assert own < 0.9 * of_distillation()
 
 
 def test_the_student_leaves_its_teacher_alone(data, tmp_path):
     stage = student()
-    before = {key: value.clone() for key, value in stage.teacher.network.state_dict().items()}
+    names = ("operator", "corrector")
+    weights = lambda: [copy.deepcopy(part.state_dict()) for part in stage.teacher.parts()]
+    before = weights()
     train(training(stage, data, tmp_path), [], RUNTIME)
-    assert all(torch.equal(value, before[key]) for key, value in stage.teacher.network.state_dict().items())
-    for name in ("moments_network.project.weight", "denoiser_network.project.weight"):
-        assert not torch.equal(stage.network.state_dict()[name], before[name])
+    for name, old, now in zip(names, before, weights(), strict=True):
+        own = stage.network[name].state_dict()
+        assert all(torch.equal(now[key], old[key]) for key in old)
+        assert all(not torch.equal(own[key], old[key]) for key in old if key.endswith("project.weight"))
+
+
+def test_a_part_of_the_network_has_its_own_learning_rate(data, tmp_path):
+    changes = {}
+    for operator_lr in (0.0, 1e-3):
+        stage = student(operator_lr=operator_lr)
+        before = copy.deepcopy(stage.network.state_dict())
+        train(training(stage, data, tmp_path / str(operator_lr)), [], RUNTIME)
+        change = {key: float((tensor - before[key]).norm()) for key, tensor in stage.network.state_dict().items()}
+        changes[operator_lr] = [sum(change[key] for key in change if key.startswith(part)) for part in stage.network]
+    (operator_at_rest, corrector), (slow_operator, same_corrector) = changes.values()
+    assert operator_at_rest == 0 < slow_operator < 1e-2 * corrector
+    assert same_corrector == pytest.approx(corrector, rel=0.1)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_compiled_is_what_a_loss_calls_and_all_that_it_trains(name, data):
+    stage, called = STAGES[name](), []
+    networks = list(called_networks(stage.network))
+    for network in networks:
+        network.register_forward_hook(lambda network, *_: called.append(network))
+    stage.loss(batch_at(data.train, 4, stage.frames_per_sample - 1, 0, 0))
+    assert set(called) == set(networks)
+    parameters = lambda *modules: sum(parameter.numel() for module in modules for parameter in module.parameters())
+    assert parameters(*networks) == parameters(stage.network)
 
 
 def test_store_names_what_sets_an_entry_apart(tmp_path):
@@ -472,11 +506,11 @@ def test_a_training_whose_every_validation_diverged_says_so(data, tmp_path):
 
 def test_stages_refuse_a_prerequisite_of_another_kind():
     with pytest.raises(UserError, match="requires an operator"):
-        DiffusionResidual(NETWORK, None, [0.02, 20.0], [-0.4, 1.2], 5, 2)
+        DiffusionResidual(NETWORK, None, 5, 2)
     with pytest.raises(UserError, match="requires a diffusion_residual"):
-        ConsistencyDistill(operator(), levels=6, unroll=2, evaluations_per_step=1, members=2)
+        ConsistencyDistill(operator(), levels=6, unroll=2, evaluations_per_step=1, members=2, operator_lr=0.2)
 
 
 def test_a_student_of_one_member_is_refused():
     with pytest.raises(UserError, match="a student is learned from 2 or more"):
-        ConsistencyDistill(diffusion(), levels=6, unroll=2, evaluations_per_step=1, members=1)
+        ConsistencyDistill(diffusion(), levels=6, unroll=2, evaluations_per_step=1, members=1, operator_lr=0.2)

@@ -104,9 +104,8 @@ RULES: dict[str, Rule] = {
     r"stage\.levels": integer(2),
     r"stage\.evaluations_per_step": integer(1),
     r"stage\.round_trip": number(0, 1e3),
+    r"stage\.operator_lr": number(0, 1),
     r"stage\.input_noise": list_of(number(0, 1), 2),
-    r"stage\.sigma": list_of(POSITIVE, 2),
-    r"stage\.log_sigma": list_of(number(-20, 20), 2),
     r"stage\.optimizer\.lr": POSITIVE,
     r"stage\.optimizer\.(warmup|average)": number(0, 1),
     r"stage\.optimizer\.betas": list_of(number(0, 0.999999), 2),
@@ -193,10 +192,9 @@ def _check_pairs(cfg: DictConfig) -> None:
     """What holds between keys."""
     stage, path = cfg.get("stage"), "stage"
     while stage is not None:
-        for key in ("sigma", "input_noise"):
-            low, high = stage.get(key, (0, 0))
-            if low > high or (high > 0 and low == 0):
-                raise UserError(f"{path}.{key}=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
+        low, high = stage.get("input_noise", (0, 0))
+        if low > high or (high > 0 and low == 0):
+            raise UserError(f"{path}.input_noise=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
         stage, path = stage.get("requires"), f"{path}.requires"
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:

@@ -1,9 +1,8 @@
-"""Stage 2: a diffusion model of what the operator's step gets wrong.
+"""Stage 2: a diffusion model of what the operator's step gets wrong, trained by flow matching.
 
 Shapes: B batch, N points.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -12,30 +11,26 @@ from torch import Tensor
 
 from ups.data.batches import Batch
 from ups.errors import UserError
-from ups.models.corrector import Corrector, noise_levels
+from ups.models.corrector import Corrector
+from ups.models.step import Step
 from ups.stages.operator import Operator
-from ups.stages.sampled_correction import TAIL, Denoiser, SampledCorrection, full_precision
+from ups.stages.sampled_correction import TAIL, SampledCorrection, Velocity, full_precision
 from ups.stages.stage import Stage, relative_l2
 
 
 class DiffusionResidual(SampledCorrection):
     """Arguments: see conf/stage/diffusion_residual.yaml. `requires` is the operator, `network` builds networks."""
 
-    def __init__(
-        self, network, requires: Stage, sigma: list[float], log_sigma: list[float], evaluations_per_step: int,
-        members: int,
-    ):  # fmt: skip
+    def __init__(self, network, requires: Stage, evaluations_per_step: int, members: int):
         if not isinstance(requires, Operator):
             raise UserError("stage.requires: a diffusion_residual requires an operator")
         self.operator = requires
-        self.sigma_min, self.sigma_max = sigma
-        self.log_sigma = log_sigma
         self.evaluations_per_step, self.members = evaluations_per_step, members
-        self.network = Corrector(network, self.sigma_min)
+        self.network = Corrector(network)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum of three: the mean's error relative to the operator's, the scale's likelihood (Laplace's, since the
-        tails are heavy), EDM's."""
+        tails are heavy), the velocity's error."""
         u, truth = batch.u.unbind(1)
         with torch.no_grad(), full_precision(u):
             opened = self.operator.opened(u, batch.nu, batch.time_step)
@@ -48,26 +43,23 @@ class DiffusionResidual(SampledCorrection):
         scale_loss = (scale.log() + math.sqrt(2) * left.abs() / scale).mean() - left_size.log()
 
         scale = scale.detach()
-        z0 = (left / scale).clamp(-TAIL, TAIL)
-        center, deviation = self.log_sigma
-        sigma = (center + deviation * batch.normal(u[:, :1])).exp().clamp(self.sigma_min, self.sigma_max)
-        z0_hat = self.network.denoise(z0 + sigma * batch.normal(z0), sigma, opened, scale, batch.nu, batch.time_step)
-        denoising_loss = ((sigma**2 + 1) / sigma**2 * (z0_hat - z0).square()).mean()
-        terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "denoising_loss": denoising_loss}
-        return mean_loss + scale_loss + denoising_loss, terms
+        z0, noise, t = (left / scale).clamp(-TAIL, TAIL), batch.normal(left), batch.uniform(1)
+        velocity = self.network.velocity((1 - t) * noise + t * z0, t, opened, scale, batch.nu, batch.time_step)
+        velocity_loss = (velocity - (z0 - noise)).square().mean()
+        terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "velocity_loss": velocity_loss}
+        return mean_loss + scale_loss + velocity_loss, terms
 
-    def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
-        """The probability flow from sigma_max to sigma_min -> z0 (B, N), by DPM-Solver++(2M) (arXiv 2211.01095).
+    def parts(self) -> tuple[Step, Corrector]:
+        return self.operator.network, self.network
 
-        One evaluation a noise level, none at sigma_min, where the denoiser's answer is z itself. A step is exact if the
-        denoised z is linear in log(sigma), which the evaluation before extrapolates.
+    def sample(self, velocity: Velocity, draw: Callable[[], Tensor]) -> Tensor:
+        """The flow from t = 0 to 1 -> z0 (B, N), by the second order method of Adams and Bashforth.
+
+        One evaluation a step of t. The first answers the mean less the noise: one evaluation gives the mean itself.
         """
-        z = self.sigma_max * draw()
-        levels = noise_levels(self.sigma_min, self.sigma_max, self.evaluations_per_step + 1, z)
-        before, width_before = None, None
-        for sigma, lower in itertools.pairwise(levels):
-            denoised, width = denoise(z, sigma.expand(len(z), 1)), (sigma / lower).log()
-            middle = denoised if before is None else denoised + (denoised - before) * width / (2 * width_before)
-            z = z * lower / sigma + middle * (1 - lower / sigma)
-            before, width_before = denoised, width
+        z, before = draw(), None
+        for k in range(self.evaluations_per_step):
+            now = velocity(z, z.new_full((len(z), 1), k / self.evaluations_per_step))
+            z = z + (now if before is None else (3 * now - before) / 2) / self.evaluations_per_step
+            before = now
         return z

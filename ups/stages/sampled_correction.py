@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 
 from ups.models.corrector import Corrector, scaled_without_mean
-from ups.stages.operator import Operator
+from ups.models.step import Step
 from ups.stages.stage import Stage
 
 TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(z (B, N), sigma (B, 1)) -> z0 (B, N), for one batch's step."""
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(z (B, N), t (B, 1)) -> (B, N): a flow's velocity, for one batch's step."""
 
 
 class SampledCorrection(Stage):
     """An ensemble's stage: its step draws noise, and `sample` says how."""
 
-    operator: Operator
-    network: Corrector
-
     stochastic = True
     selects_by = "crps"
 
     @abstractmethod
-    def sample(self, denoise: Denoiser, draw: Callable[[], Tensor]) -> Tensor:
+    def parts(self) -> tuple[Step, Corrector]:
+        """The operator and the corrector that a step is made with."""
+
+    @abstractmethod
+    def sample(self, velocity: Velocity, draw: Callable[[], Tensor]) -> Tensor:
         """draw() -> (B, N) white noise; -> z0 (B, N), what is left in units of its local scale."""
 
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
@@ -40,11 +41,12 @@ class SampledCorrection(Stage):
         self, u: Tensor, nu: Tensor, time_step: float, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """One member's next frame, and at its points the scale of what was sampled; all (B, N)."""
+        operator, corrector = self.parts()
         with full_precision(u):
-            opened = self.operator.opened(u, nu, time_step)
-        mean, scale = self.network.moments(opened, nu, time_step)
-        denoise = lambda z, sigma: self.network.denoise(z, sigma, opened, scale, nu, time_step)
-        z = self.sample(denoise, draw).clamp(-TAIL, TAIL)
+            opened = operator.opened(u, nu, time_step)
+        mean, scale = corrector.moments(opened, nu, time_step)
+        velocity = lambda z, t: corrector.velocity(z, t, opened, scale, nu, time_step)
+        z = self.sample(velocity, draw).clamp(-TAIL, TAIL)
         with full_precision(u):
             state = opened.after + mean + scaled_without_mean(z, scale)
             return opened.to_field(state), opened.at_points(scale)

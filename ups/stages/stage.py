@@ -4,6 +4,7 @@ Shapes: B batch, K steps, N points.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ class Stage(ABC):
     """`network` is all that is trained and saved; a prerequisite is another stage, frozen, with its best weights."""
 
     network: nn.Module
+    relative_lr: Mapping[str, float] = {}  # of the network's submodules, as a part of optimizer.lr; of others it is 1
     frames_per_sample: int = 2  # consecutive frames that a training sample holds
     stochastic: bool = False  # its step draws noise, so it has members
     members: int = 1  # rollouts of the validation's ensemble

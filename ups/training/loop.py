@@ -19,7 +19,15 @@ from ups.stages.stage import Stage
 from ups.training.distributed import agreed, average, by_first, own_part
 from ups.training.levers import evaluating, stepping
 from ups.training.nonfinite import refuse_or_skip
-from ups.training.optimizer import Average, OptimizerSettings, adamw, learning_rate, load_moments, moments
+from ups.training.optimizer import (
+    Average,
+    OptimizerSettings,
+    adamw,
+    learning_rate,
+    load_moments,
+    moments,
+    set_learning_rate,
+)
 from ups.training.runtime import Runtime
 from ups.training.state import State
 from ups.training.store import Entry
@@ -61,7 +69,7 @@ class Training:
     seconds: float = 0.0  # in steps, over all starts
 
     def __post_init__(self):
-        self.optimizer = adamw(self.stage.network, self.settings.optimizer)
+        self.optimizer = adamw(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
         self.average = Average(self.stage.network, self.settings.optimizer.average)
 
     @property
@@ -164,8 +172,7 @@ def training_step(training: Training, runtime: Runtime) -> None:
     )  # fmt: skip
     batch = own_part(whole())
     lr = learning_rate(settings.optimizer, training.step, settings.steps)
-    for group in training.optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(training.optimizer, lr)
 
     training.optimizer.zero_grad(set_to_none=True)
     with runtime.autocast():

@@ -17,6 +17,7 @@ from ups.data.trajectories import Splits
 from ups.errors import UserError
 from ups.files import locked, read_json
 from ups.machine import processes
+from ups.models.step import Step
 from ups.stages.stage import Stage
 from ups.training.distributed import by_first, first_ahead
 from ups.training.identity import Identity
@@ -129,6 +130,15 @@ def build_chain(identity: Identity, runtime: Runtime, key: str = "stage") -> Sta
     return build_stage(identity, required, runtime, key)
 
 
+def called_networks(network: nn.Module) -> Iterator[nn.Module]:
+    """What a stage calls: a `Step` is opened instead, and what has no forward pass only holds others."""
+    for child in network.children():
+        if isinstance(child, Step) or type(child).forward is nn.Module.forward:
+            yield from called_networks(child)
+        else:
+            yield child
+
+
 def train_stage(
     entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime, key: str
 ) -> str:
@@ -155,7 +165,7 @@ def train_stage(
         with stepping(entry.identity, key, runtime.device):
             choose_threads(runtime, lambda: trial_step(training))
     if runtime.compile:
-        for network in stage.network.children():
+        for network in called_networks(stage.network):
             network.compile()
 
     started = time.monotonic()

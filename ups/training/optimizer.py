@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,11 +22,21 @@ class OptimizerSettings:
     average: float
 
 
-def adamw(network: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+def adamw(network: nn.Module, settings: OptimizerSettings, relative_lr: Mapping[str, float]) -> torch.optim.AdamW:
+    """`relative_lr`: see Stage. Each group of parameters has its own as "relative_lr"."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(relative_lr.get(name.partition(".")[0], 1.0), []).append(parameter)
     return torch.optim.AdamW(
-        trained, settings.lr, tuple(settings.betas), weight_decay=settings.weight_decay, foreach=True
-    )
+        [{"params": parameters, "relative_lr": relative} for relative, parameters in groups.items()],
+        settings.lr, tuple(settings.betas), weight_decay=settings.weight_decay, foreach=True,
+    )  # fmt: skip
+
+
+def set_learning_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["relative_lr"]
 
 
 def moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
