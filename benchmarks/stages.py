@@ -1,9 +1,9 @@
 """What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
-Half of the time is the operator's, a quarter is stage 2's and a quarter stage 3's.
+Of the time two fifths are the operator's, a fifth is stage 2's and two fifths stage 3's.
 
-    python benchmarks/stages.py --minutes 10 --seeds 3
-    python benchmarks/stages.py --minutes 3 --seeds 3 --points 64
+    python benchmarks/stages.py --minutes 8 --seeds 3
+    python benchmarks/stages.py --minutes 2 --seeds 3 --points 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; their steps are what fits into the time
 by a trial. The second command is a harder setting: four times fewer points, so that much of the next field is not to be
@@ -65,11 +65,11 @@ class Training:
 
 
 TRAININGS = {
-    "operator": Training("operator", 1 / 2, "operator"),
+    "operator": Training("operator", 2 / 5, "operator"),
     "longer": Training("operator", 1, "operator"),
-    "deterministic": Training("deterministic_corrector", 1 / 2, "diffusion_residual", ("operator",)),
-    "diffusion": Training("diffusion_residual", 1 / 4, "diffusion_residual", ("operator",)),
-    "student": Training("consistency_distill", 1 / 4, "consistency_distill", ("operator", "diffusion")),
+    "deterministic": Training("deterministic_corrector", 3 / 5, "diffusion_residual", ("operator",)),
+    "diffusion": Training("diffusion_residual", 1 / 5, "diffusion_residual", ("operator",)),
+    "student": Training("consistency_distill", 2 / 5, "consistency_distill", ("operator", "diffusion")),
 }
 PHASES = [["longer", "operator"], ["deterministic", "diffusion"], ["student"]]  # the longest first
 ROWS = [
@@ -86,7 +86,7 @@ ROWS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, of all three stages")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of training, all three stages together")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--trajectories", type=int, default=64, help="of the test, which nothing else has seen")

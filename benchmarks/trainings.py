@@ -57,7 +57,8 @@ def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[s
     """
     if not tried.exists():
         tried.parent.mkdir(parents=True, exist_ok=True)
-        short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets), "stage.evaluations=1"]
+        short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
+        short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
         identity = identity_of(composed(short))
         spent = []
         for _ in range(2):  # other work on the machine slows one of them, rarely both
