@@ -1,4 +1,4 @@
-"""A control of stages 2 and 3: a correction of the same step, of as many parameters, no noise.
+"""A control of stages 2 and 3: a correction of the same operator's step, of one prediction and without noise.
 
 Shapes: B batch, N points.
 """

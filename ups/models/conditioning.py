@@ -1,4 +1,4 @@
-"""How every network is told nu, the time step and, in a diffusion, the noise level."""
+"""How every network is told nu, the time step and, in a diffusion, the flow's time."""
 
 import math
 

@@ -2,8 +2,8 @@
 
     a' = after + m + s z,   m, s from one network, z by a flow from white noise n
 
-The flow is the diffusion of rectified paths z_t = (1 - t) n + t z0 (Lipman et al., arXiv 2210.02747): its network gives
-their mean velocity z0 - n, given z_t.
+The flow (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003) is made of straight paths from noise to sample,
+z_t = (1 - t) n + t z0: its network gives the mean of their velocity z0 - n, given z_t.
 
 It works on the operator's inner state; of a `ConservativeStep` that is the cell averages in its moving frame, whose sum
 is kept. The residual is some 1e-3 of the field, nearly zero away from shocks and heavy-tailed at them. One global noise

@@ -33,8 +33,8 @@ class ConsistencyDistill(SampledCorrection):
     """Arguments: see conf/stage/consistency_distill.yaml. `requires` is the teacher, which is never changed."""
 
     def __init__(
-        self, requires: DiffusionResidual, levels: int, unroll: int, evaluations_per_step: int, members: int,
-        operator_lr: float,
+        self, requires: DiffusionResidual, intervals: int, unroll: int, evaluations_per_step: int, members: int,
+        operator_relative_lr: float,
     ):  # fmt: skip
         if evaluations_per_step not in (1, 2):
             raise UserError(f"stage.evaluations_per_step={evaluations_per_step}: a consistency student takes 1 or 2")
@@ -43,13 +43,13 @@ class ConsistencyDistill(SampledCorrection):
         if not isinstance(requires, DiffusionResidual):
             raise UserError("stage.requires: a consistency_distill requires a diffusion_residual")
         self.teacher = requires
-        self.levels, self.evaluations_per_step, self.members = levels, evaluations_per_step, members
+        self.intervals, self.evaluations_per_step, self.members = intervals, evaluations_per_step, members
         self.frames_per_sample = unroll + 1
-        self.relative_lr = {"operator": operator_lr}
-        operator, corrector = copy.deepcopy(requires.parts())
-        self.network = nn.ModuleDict({"operator": operator, "corrector": corrector}).requires_grad_(True)
+        self.relative_lr = {"operator": operator_relative_lr}
+        operator, corrector = copy.deepcopy(requires.networks())
+        self.network = nn.ModuleDict({"operator": operator, "corrector": corrector}).requires_grad_(True).train()
 
-    def parts(self) -> tuple[Step, Corrector]:
+    def networks(self) -> tuple[Step, Corrector]:
         return self.network["operator"], self.network["corrector"]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,9 +58,9 @@ class ConsistencyDistill(SampledCorrection):
         return sum(terms.values()), terms
 
     def _consistency(self, batch: Batch) -> Tensor:
-        """Of the first step, in the mean and scale that the student samples with; they start as the teacher's."""
+        """Of the first step, as the student's own operator, mean and scale leave it; they start as the teacher's."""
         u, truth = batch.u[:, 0], batch.u[:, 1]
-        operator, corrector = self.parts()
+        operator, corrector = self.networks()
         with torch.no_grad():
             with full_precision(u):
                 opened = operator.opened(u, batch.nu, batch.time_step)
@@ -69,8 +69,8 @@ class ConsistencyDistill(SampledCorrection):
         z0 = ((residual - mean) / scale).clamp(-TAIL, TAIL)
         context = (opened, scale, batch.nu, batch.time_step)
 
-        upper = (batch.uniform(1) * self.levels).long()
-        t, later = upper / self.levels, (upper + 1) / self.levels
+        interval = (batch.uniform(1) * self.intervals).long()
+        t, later = interval / self.intervals, (interval + 1) / self.intervals
         z = (1 - t) * batch.normal(z0) + t * z0
         own, teacher = (
             lambda z, t, network=network: network.velocity(z, t, *context)

@@ -49,7 +49,7 @@ class DiffusionResidual(SampledCorrection):
         terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "velocity_loss": velocity_loss}
         return mean_loss + scale_loss + velocity_loss, terms
 
-    def parts(self) -> tuple[Step, Corrector]:
+    def networks(self) -> tuple[Step, Corrector]:
         return self.operator.network, self.network
 
     def sample(self, velocity: Velocity, draw: Callable[[], Tensor]) -> Tensor:

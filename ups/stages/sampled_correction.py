@@ -26,8 +26,8 @@ class SampledCorrection(Stage):
     selects_by = "crps"
 
     @abstractmethod
-    def parts(self) -> tuple[Step, Corrector]:
-        """The operator and the corrector that a step is made with."""
+    def networks(self) -> tuple[Step, Corrector]:
+        """The operator's and the corrector that a step is made with."""
 
     @abstractmethod
     def sample(self, velocity: Velocity, draw: Callable[[], Tensor]) -> Tensor:
@@ -41,7 +41,7 @@ class SampledCorrection(Stage):
         self, u: Tensor, nu: Tensor, time_step: float, draw: Callable[[], Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """One member's next frame, and at its points the scale of what was sampled; all (B, N)."""
-        operator, corrector = self.parts()
+        operator, corrector = self.networks()
         with full_precision(u):
             opened = operator.opened(u, nu, time_step)
         mean, scale = corrector.moments(opened, nu, time_step)

@@ -9,8 +9,10 @@ from ups.training.identity import Identity
 
 def of_network(identity: Identity, key: str) -> list[Lever]:
     """`key` is the stage's place in the config: stage, stage.requires, ..."""
-    network = identity.content["stage"].get("network")
-    place, node = (f"{key}.network", network) if network else ("model", identity.content["model"])
+    stage = identity.content["stage"]
+    while stage["requires"] and "network" not in stage:  # a student's is its teacher's
+        stage, key = stage["requires"], f"{key}.requires"
+    place, node = (f"{key}.network", stage["network"]) if "network" in stage else ("model", identity.content["model"])
     return [Lever(f"{place}.width", node["width"], power=2)] if "width" in node else []
 
 
@@ -20,8 +22,11 @@ def building(identity: Identity, key: str, device: torch.device) -> Memory:
 
 def stepping(identity: Identity, key: str, device: torch.device) -> Memory:
     def levers() -> list[Lever]:
-        batch = Lever(f"{key}.batch_size", identity.content["stage"]["batch_size"], least=processes())
-        return [batch, *of_network(identity, key)]
+        stage = identity.content["stage"]
+        levers = [Lever(f"{key}.batch_size", stage["batch_size"], least=processes())]
+        if "unroll" in stage:
+            levers.append(Lever(f"{key}.unroll", stage["unroll"]))
+        return [*levers, *of_network(identity, key)]
 
     return Memory(f"a training step of {identity.stage}", levers, device)
 

@@ -131,12 +131,12 @@ def build_chain(identity: Identity, runtime: Runtime, key: str = "stage") -> Sta
 
 
 def called_networks(network: nn.Module) -> Iterator[nn.Module]:
-    """What a stage calls: a `Step` is opened instead, and what has no forward pass only holds others."""
-    for child in network.children():
-        if isinstance(child, Step) or type(child).forward is nn.Module.forward:
+    """Those whose `forward` runs in a stage's loss: not a `Step`'s, which is opened, nor that of a mere container."""
+    if isinstance(network, Step) or type(network).forward is nn.Module.forward:
+        for child in network.children():
             yield from called_networks(child)
-        else:
-            yield child
+    else:
+        yield network
 
 
 def train_stage(
