@@ -24,7 +24,7 @@ def stepping(identity: Identity, key: str, device: torch.device) -> Memory:
     def levers() -> list[Lever]:
         stage = identity.content["stage"]
         levers = [Lever(f"{key}.batch_size", stage["batch_size"], least=processes())]
-        if "unroll" in stage:
+        if stage.get("unroll", 1) > 1:
             levers.append(Lever(f"{key}.unroll", stage["unroll"]))
         return [*levers, *of_network(identity, key)]
 
