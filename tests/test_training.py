@@ -26,11 +26,10 @@ from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midp
 from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.operator import Operator, weights_by_nu
 from ups.stages.sampled_correction import TAIL
-from ups.stages.stage import relative_l2
+from ups.stages.stage import called_networks, relative_l2
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content
 from ups.training.loop import LoopSettings, Training, train
-from ups.training.obtain import called_networks
 from ups.training.optimizer import OptimizerSettings, learning_rate
 from ups.training.runtime import set_up
 from ups.training.state import State, read_state, write_state

@@ -17,8 +17,7 @@ from ups.data.trajectories import Splits
 from ups.errors import UserError
 from ups.files import locked, read_json
 from ups.machine import processes
-from ups.models.step import Step
-from ups.stages.stage import Stage
+from ups.stages.stage import Stage, called_networks
 from ups.training.distributed import by_first, first_ahead
 from ups.training.identity import Identity
 from ups.training.levers import building, evaluating, stepping
@@ -128,15 +127,6 @@ def build_chain(identity: Identity, runtime: Runtime, key: str = "stage") -> Sta
     """Untrained, its prerequisites too."""
     required = build_chain(identity.requires, runtime, f"{key}.requires") if identity.requires else None
     return build_stage(identity, required, runtime, key)
-
-
-def called_networks(network: nn.Module) -> Iterator[nn.Module]:
-    """Those whose `forward` runs in a stage's loss: not a `Step`'s, which is opened, nor that of a mere container."""
-    if isinstance(network, Step) or type(network).forward is nn.Module.forward:
-        for child in network.children():
-            yield from called_networks(child)
-    else:
-        yield network
 
 
 def train_stage(
