@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ups.data.generator import Burgers
+from ups.data.trajectories import Splits
 from ups.machine import cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +30,15 @@ def pytest_xdist_auto_num_workers() -> int:
 def cache(tmp_path_factory) -> Path:
     """One cache of generated data for all tests."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Splits:
+    """32 points, 16 trajectories, windows of five steps."""
+    dataset = Burgers(nu=0.01, train=16, validation=4, test=4, seed=0, solver_points=64, points=32, shifts=1,
+                      frames=8, time_step=0.05, initial_frame=2, rollout_steps=5)  # fmt: skip
+    splits = dataset.load(tmp_path_factory.mktemp("data"), torch.device("cpu"))
+    return Splits(splits.train, splits.validation.window(2, 5), splits.test.window(2, 5))
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def test_a_training_step_without_memory_names_the_batch_of_its_stage(tmp_path):
         import resource, sys
         sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]
         import torch
-        from test_training import NETWORK, OPTIMIZER, RUNTIME
+        from small_training import NETWORK, OPTIMIZER, RUNTIME
         from ups.data.trajectories import Splits, Trajectories
         from ups.stages.operator import Operator
         from ups.training.identity import from_content
