@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from ups.data.generator import Burgers
 from ups.data.trajectories import Splits
@@ -53,6 +55,11 @@ def command(tmp_path, cache):
         )  # fmt: skip
 
     return run
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return compose("train", overrides=list(overrides))
 
 
 def clean_environment(home: Path) -> dict[str, str]:

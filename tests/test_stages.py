@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import ROOT, composed
 from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb, operator, student, training
 
 from ups.data.batches import batch_at
@@ -16,7 +17,9 @@ from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.operator import weights_by_nu
 from ups.stages.sampled_correction import TAIL
 from ups.stages.stage import called_networks, relative_l2
+from ups.training.identity import identity_of
 from ups.training.loop import train
+from ups.training.obtain import build_chain
 
 
 def test_an_exact_prediction_has_a_finite_gradient():
@@ -219,6 +222,20 @@ def test_the_student_leaves_its_teacher_alone(data, tmp_path):
         own = stage.network[name].state_dict()
         assert all(torch.equal(now[key], old[key]) for key in old)
         assert any(not torch.equal(own[key], old[key]) for key in old)
+
+
+@pytest.mark.parametrize("model", [file.stem for file in sorted((ROOT / "conf" / "model").glob("*.yaml"))])
+def test_a_student_trains_every_model_through_its_rollout(model, data):
+    """Of an operator that stands still only the last layer has a gradient, so all are disturbed."""
+    cfg = composed("stage=consistency_distill", f"model={model}", "stage.unroll=2")
+    stage = build_chain(identity_of(cfg), RUNTIME)
+    disturb(stage.network)
+    batch = batch_at(data.train, 4, 2, 0, 0)
+    loss, _ = stage.loss(replace(batch, nu=2 * batch.nu))  # of a nu of 0.01 the networks are told zero
+    loss.backward()
+    assert torch.isfinite(loss)
+    for name, parameter in stage.network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize("name", STAGES)
