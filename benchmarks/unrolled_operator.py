@@ -1,4 +1,4 @@
-"""A control of stage 3: the operator alone, trained on through its own rollouts, without a corrector and without noise."""
+"""A control of stage 3: the operator trained on through its own rollouts, without a corrector and without noise."""
 
 import copy
 
