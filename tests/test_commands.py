@@ -15,6 +15,7 @@ import torch
 import wandb_log
 from conftest import ROOT, SMALL, clean_environment, foreign
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ups.training.state import read_state
 
@@ -160,6 +161,24 @@ def test_metrics_csv_is_written_whatever_the_logger(loggers, tracked, command, t
     (folder,) = run_folders(tmp_path)
     assert [row["training/operator/step"] for row in metrics_of(folder)] == ["1", "2", "3", "4", "6"]
     assert (folder / "wandb").exists() == tracked
+
+
+def test_tensorboard_has_every_point_of_both_stages_over_its_own_step(command, tmp_path):
+    answer = command("train.py", "logger=tensorboard", "stage=diffusion_residual", *SMALL)
+    assert answer.returncode == 0, answer.stderr
+    (folder,) = run_folders(tmp_path)
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    expected = {}
+    for row in metrics_of(folder):
+        (axis,) = (name for name, value in row.items() if name.endswith("/step") and value)
+        for name, value in row.items():
+            if value and name != axis:
+                expected.setdefault(name, []).append((int(row[axis]), pytest.approx(float(value), rel=1e-6)))
+    points = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert points == expected
+    assert [step for step, _ in points["training/diffusion_residual/loss"]] == [1, 2, 3, 4, 6]
+    images = {name.removeprefix("figures/").replace("/", "_") for name in events.Tags()["images"]}
+    assert images == {path.stem for path in (folder / "figures").glob("*.png")}
 
 
 def test_an_unreachable_server_does_not_stop_a_training(command, tmp_path):
