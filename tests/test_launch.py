@@ -157,6 +157,7 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
         ([*LOSSY, "model.dilations=[]"], "model.dilations"),
         ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=/data/x.hdf5"], "a rented machine has only what"),
+        ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=x.hdf5", "dataset.download=true"], "fetches what is"),
         ([*LOSSY, "vast.max_price=0.01"], "raise vast.max_price"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

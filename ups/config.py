@@ -125,6 +125,7 @@ RULES: dict[str, Rule] = {
     r"dataset\.initial_frame": integer(0),
     r"dataset\.time_step": number(1e-6, 1e3),
     r"dataset\.path": PATH,
+    r"dataset\.download": BOOL,
     r"callbacks\.\w+\.every": integer(1),
     r"logger\.wandb\.checkpoints": BOOL,
     r"logger\.wandb\.(init|finish)_timeout": SECONDS,

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import torch
 
+from ups.data.darus import PUBLISHED, fetch
 from ups.data.trajectories import Splits, Trajectories
 from ups.errors import UserError, first_line
 from ups.memory import Lever, Memory
@@ -20,13 +21,16 @@ ROWS = 64  # trajectories read at a time: the reader's memory beside the strided
 
 
 class PDEBenchBurgers:
-    """The first `test` trajectories of each file are the test set, the next `validation` and `train` follow."""
+    """The first `test` trajectories of each file are the test set, the next `validation` and `train` follow.
+
+    `download`: fetch a published file that `path` names and that is not there, before it is first read.
+    """
 
     def __init__(
         self, path: str, test: int, validation: int, train: int | None, space_stride: int, time_stride: int,
-        shifts: int, initial_frame: int, rollout_steps: int,
+        shifts: int, initial_frame: int, rollout_steps: int, download: bool = False,
     ):  # fmt: skip
-        self.files = _files_of(Path(path))
+        self.files, self.download = _files_of(Path(path), download), download
         self.test, self.validation, self.train = test, validation, train
         self.space_stride, self.time_stride, self.shifts = space_stride, time_stride, shifts
         self.initial_frame, self.rollout_steps = initial_frame, rollout_steps
@@ -64,6 +68,8 @@ class PDEBenchBurgers:
         return _joined(parts)
 
     def _open(self, path: Path) -> "_File":
+        if self.download and not path.exists():
+            fetch(path)
         file = _File(path)
         if file.points % self.space_stride:
             raise UserError(f"dataset.space_stride={self.space_stride} must divide the {file.points} points of {path}")
@@ -174,14 +180,20 @@ class _File:
         self.handle.close()
 
 
-def _files_of(path: Path) -> list[Path]:
+def _files_of(path: Path, download: bool) -> list[Path]:
+    """Each exists, or can be fetched."""
     if path.is_dir():
         files = sorted([*path.glob("*.hdf5"), *path.glob("*.h5")])
         if not files:
             raise UserError(f"dataset.path={path}: the folder holds no .hdf5 file")
         return files
-    if not path.exists():
-        raise UserError(f"dataset.path={path}: no such file or folder")
+    if not path.exists() and not (download and path.name in PUBLISHED):
+        mend = ""
+        if download:
+            mend = f"; dataset.download=true fetches what is published, {', '.join(PUBLISHED)}"
+        elif path.name in PUBLISHED:
+            mend = "; dataset.download=true fetches it (8.2 GB)"
+        raise UserError(f"dataset.path={path}: no such file or folder{mend}")
     return [path]
 
 

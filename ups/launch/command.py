@@ -93,8 +93,9 @@ def rented(cfg: DictConfig) -> Rental | None:
 def job_of(cfg: DictConfig) -> Job:
     """All that can be checked without Vast is checked here."""
     path = cfg.dataset.get("path")
-    if path and not is_tracked(ROOT, path):
-        raise UserError(f"dataset.path={path}: a rented machine has only what the repository has: use dataset=burgers")
+    if path and not cfg.dataset.download and not is_tracked(ROOT, path):
+        has = "a rented machine has only what the repository has"
+        raise UserError(f"dataset.path={path}: {has}: use dataset=burgers, or dataset.download=true")
     settings, secrets = environment_of(cfg)
     keeps_nothing = why_not_kept(cfg)
     if keeps_nothing and not cfg.vast.allow_loss:

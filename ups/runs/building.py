@@ -1,4 +1,5 @@
-"""Builds the networks of a chain and forgets them: the check of what only they know, before a machine is rented.
+"""Builds the dataset and the networks of a chain and forgets them: the check of what only they know, before a machine
+is rented.
 
     python -m ups.runs.building GPUS stage=diffusion_residual model.width=64
 """
@@ -9,7 +10,7 @@ import sys
 from hydra import compose, initialize_config_dir
 
 from ups.cli import run
-from ups.config import check
+from ups.config import build, check
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
 from ups.training.obtain import build_chain
@@ -21,6 +22,7 @@ def main() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         cfg = compose("train", overrides=sys.argv[2:])
     check(cfg)
+    build(cfg.dataset, "dataset")
     check_batch_sizes(identity_of(cfg).chain(), int(sys.argv[1]))
     build_chain(identity_of(cfg), set_up(device="cpu", threads=1))
     os._exit(0)  # at once: the launcher waits, and torch takes its time to leave

@@ -47,7 +47,9 @@ class Identity:
 
 def identity_of(cfg: DictConfig) -> Identity:
     """Of the stage that a composed config of train.py asks for."""
-    return from_content({"format": FORMAT} | {key: plain(cfg)[key] for key in ("stage", "model", "dataset", "seed")})
+    content = {"format": FORMAT} | {key: plain(cfg)[key] for key in ("stage", "model", "dataset", "seed")}
+    content["dataset"].pop("download", None)  # a file is the same, however it came
+    return from_content(content)
 
 
 def from_content(content: dict) -> Identity:
