@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, composed
 from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb, operator, student, training
+from torch._dynamo.utils import counters
 
 from ups.data.batches import batch_at
 from ups.data.symmetries import galilean, rolled
@@ -20,6 +21,7 @@ from ups.stages.stage import called_networks, relative_l2
 from ups.training.identity import identity_of
 from ups.training.loop import train
 from ups.training.obtain import build_chain
+from ups.training.runtime import compile_each
 
 
 def test_an_exact_prediction_has_a_finite_gradient():
@@ -222,6 +224,17 @@ def test_the_student_leaves_its_teacher_alone(data, tmp_path):
         own = stage.network[name].state_dict()
         assert all(torch.equal(now[key], old[key]) for key in old)
         assert any(not torch.equal(own[key], old[key]) for key in old)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
+    stage = STAGES[name]()
+    torch._dynamo.reset()
+    counters.clear()
+    compile_each(called_networks(stage.network), backend="eager")
+    train(training(stage, data, tmp_path, steps=4), [], RUNTIME)
+    stage.evaluate(data.test)
+    assert counters["frames"]["ok"] == counters["frames"]["total"] > 0
 
 
 @pytest.mark.parametrize("model", [file.stem for file in sorted((ROOT / "conf" / "model").glob("*.yaml"))])

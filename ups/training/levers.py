@@ -35,10 +35,9 @@ def evaluating(identity: Identity, key: str, device: torch.device, split: str) -
     """Rollouts of a split's trajectories by all members: the larger number is lowered first."""
 
     def levers() -> list[Lever]:
-        numbers = {f"dataset.{split}": identity.content["dataset"][split]}
+        found = [Lever(f"dataset.{split}", identity.content["dataset"][split])]
         if "members" in identity.content["stage"]:
-            numbers[f"{key}.members"] = identity.content["stage"]["members"]
-        largest_first = sorted(numbers, key=numbers.get, reverse=True)
-        return [*(Lever(name, numbers[name]) for name in largest_first), *of_network(identity, key)]
+            found.append(Lever(f"{key}.members", identity.content["stage"]["members"], least=2))  # one has no spread
+        return [*sorted(found, key=lambda lever: -lever.value), *of_network(identity, key)]
 
     return Memory(f"rollouts of {identity.stage} on the {split} data", levers, device)

@@ -24,7 +24,7 @@ from ups.training.levers import building, evaluating, stepping
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import Planned
-from ups.training.runtime import Runtime, choose_threads
+from ups.training.runtime import Runtime, choose_threads, compile_each
 from ups.training.state import read_state
 from ups.training.store import IDENTITY, STATE, Entry
 
@@ -155,8 +155,7 @@ def train_stage(
         with stepping(entry.identity, key, runtime.device):
             choose_threads(runtime, lambda: trial_step(training))
     if runtime.compile:
-        for network in called_networks(stage.network):
-            network.compile()
+        compile_each(called_networks(stage.network))
 
     started = time.monotonic()
     train(training, callbacks, runtime)

@@ -1,16 +1,19 @@
 """How a training is computed: device, threads, precision. No part of a stage's identity."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ups.errors import UserError
 from ups.machine import cores, local_processes, local_rank, processes
 from ups.signals import stop_after
 from ups.training.distributed import by_first
+
+VARIANTS = 8  # of a compiled network: Dynamo's own limit
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,19 @@ def own_gpu(device: str, count: int) -> str:
         )
     torch.cuda.set_device(local_rank())
     return f"cuda:{local_rank()}"
+
+
+def compile_each(networks: Iterable[nn.Module], backend: str = "inductor") -> None:
+    """torch.compile, in place.
+
+    Dynamo counts what it compiled of one `forward` for all networks of its class together: of other channels, of other
+    batches, with and without gradients. Beyond its limit it would go back to eager with no more than a warning.
+    """
+    networks = list(networks)
+    dynamo = torch._dynamo.config
+    dynamo.cache_size_limit = max(dynamo.cache_size_limit, VARIANTS * len(networks))
+    for network in networks:
+        network.compile(backend=backend)
 
 
 def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:
