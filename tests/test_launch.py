@@ -26,6 +26,7 @@ CREATE = r"PUT /api/v0/asks/\d+/"
 DESTROY = r"DELETE /api/v0/instances/\d+/"
 COMPLETE = "Training complete - auto-shutdown in 10 seconds..."
 LOSSY = ["logger=none", "vast.allow_loss=true"]
+FETCHED = [*LOSSY, "dataset=pdebench_burgers", "dataset.download=true"]
 QUICK = ["vast.pause=0.1", "vast.poll_seconds=0.1", "vast.loading_minutes=0.1", "vast.request_timeout=5"]
 
 
@@ -157,7 +158,8 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
         ([*LOSSY, "model.dilations=[]"], "model.dilations"),
         ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=/data/x.hdf5"], "a rented machine has only what"),
-        ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=x.hdf5", "dataset.download=true"], "fetches what is"),
+        ([*FETCHED, "dataset.path=README.md", "vast.disk=40", "vast.traffic=20"], "a rented machine fetches what is"),
+        ([*FETCHED, "dataset.path=1D_Burgers_Sols_Nu0.01.hdf5"], "use vast.disk=40 vast.traffic=20"),
         ([*LOSSY, "vast.max_price=0.01"], "raise vast.max_price"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

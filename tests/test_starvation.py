@@ -94,6 +94,7 @@ FULL = {  # what lies on the disk -> its override, its size, the key and the fil
     "cache": ("cache=disk", "300k", "cache=FOLDER", "train-nu0.01"),
     "run": ("hydra.run.dir=disk", "24k", "hydra.run.dir=FOLDER", "disk/figures/operator_"),
     "hydra": ("hydra.run.dir=disk", "4k", "hydra.run.dir=FOLDER", ""),
+    "events": ("hydra.run.dir=run", "4k", "hydra.run.dir=FOLDER", "run/tensorboard/events"),
 }
 
 
@@ -104,6 +105,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder, starved, w
     answer = starved(
         f"""
         mkdisk disk {size}
+        {"mkdir run && ln -s ../disk run/tensorboard" if folder == "events" else ""}
         train "$@"
         find . -name "*.partial" -o -name ".tmp*" >partials
         ls disk/operator-*/state* >states
@@ -111,7 +113,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder, starved, w
         train "$@" 2>again
         cp -r disk kept
         """,
-        *(FIGURES if folder == "run" else TRAIN), "hydra.run.dir=run", override,
+        *(FIGURES if folder == "run" else TRAIN), *(["logger=tensorboard"] if folder == "events" else []),
+        "hydra.run.dir=run", override,
     )  # fmt: skip
     one_line(answer, "No space left on device", "make room", key, file)
     assert (tmp_path / "partials").read_text() == ""
@@ -119,7 +122,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(folder, starved, w
     store = tmp_path / ("kept" if folder == "store" else "store")
     result = json.loads((tmp_path / ("kept" if folder in ("run", "hydra") else "run") / "result.json").read_text())
     assert same_weights(result, whole, store)
-    resumed = folder in ("store", "run")
+    resumed = folder in ("store", "run", "events")
     assert result["plan"][0]["action"] == ("resumed" if resumed else "trained")
     assert bool((tmp_path / "states").read_text()) == (folder == "store")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import requests
 
 from ups.console import Bar, console
-from ups.errors import UserError
+from ups.errors import UserError, first_line, shortened
 from ups.files import locked, naming
 
 SERVER = "https://darus.uni-stuttgart.de"
-PUBLISHED = {  # name -> DaRUS's number of the file, MD5; 8.2 GB each
+PUBLISHED = {  # name -> DaRUS's number of the file, MD5
     "1D_Burgers_Sols_Nu0.001.hdf5": (268190, "44cb784d5a07aa2b1c864cabdcf625f9"),
     "1D_Burgers_Sols_Nu0.002.hdf5": (268193, "edf1cd13622d151dfde3e4e5af7a95b4"),
     "1D_Burgers_Sols_Nu0.004.hdf5": (268191, "435e1fecb8a64a0b4563bb8d09f81c33"),
@@ -28,9 +28,12 @@ PUBLISHED = {  # name -> DaRUS's number of the file, MD5; 8.2 GB each
     "1D_Burgers_Sols_Nu2.0.hdf5": (281364, "70fe0c24d9313e70f6059e5212bdb3d7"),
     "1D_Burgers_Sols_Nu4.0.hdf5": (268188, "8af7f70166c00ffad377c80fa477d81f"),
 }
-BLOCK = 1 << 20  # bytes; of a block that breaks off nothing is kept
+SIZE = 8_232_968_312  # bytes, of each
+SIGNATURE = b"\x89HDF\r\n\x1a\n"  # with which HDF5 begins
+BLOCK = 1 << 20  # bytes; of one that breaks off nothing is kept
 TIMEOUT = 60.0  # seconds without a byte
 PAUSES = (1, 4, 16, 64)  # seconds before each repeat of a request that brought nothing
+PASSING = (408, 425, 429)  # of a server that is there and asks to come again
 
 
 def fetch(path: Path) -> None:
@@ -49,62 +52,61 @@ def fetch(path: Path) -> None:
         if found != md5:
             partial.unlink()
             raise UserError(f"{path}: what {SERVER} sent has the MD5 {found}, not {md5}: it is thrown away, try again")
-        os.replace(partial, path)
-    console.print(f"fetched {path} ({path.stat().st_size / 1e9:.1f} GB)")
+        with naming(path):
+            os.replace(partial, path)
+    console.print(f"fetched {path} ({SIZE / 1e9:.1f} GB)")
 
 
 def _complete(partial: Path, url: str, title: str) -> None:
     """Ask for the rest, again where the connection breaks."""
     pauses = iter(PAUSES)
-    while True:
-        had = _size(partial)
+    while (had := _size(partial)) < SIZE:
         try:
-            return _append(partial, url, title)
+            _append(partial, url, title)
         except requests.RequestException as error:
-            refused = error.response is not None and error.response.status_code < 500
+            status = None if error.response is None else error.response.status_code
+            if status is not None and status < 500 and status not in PASSING:
+                raise UserError(f"{url}: {status} {error.response.reason}; what came is kept") from error
             if _size(partial) > had:
                 pauses = iter(PAUSES)
-            pause = None if refused else next(pauses, None)
+            reason = shortened(first_line(error), 100)
+            pause = next(pauses, None)
             if pause is None:
-                told = f"{url} cannot be fetched ({_reason(error)})"
-                raise UserError(f"{told}: the same command goes on where it stopped") from error
-            console.print(f"{title}: {_reason(error)}; again in {pause} s")
+                raise UserError(f"{url} ({reason}): the same command goes on where it stopped") from error
+            console.print(f"{title}: {reason}; again in {pause} s")
             time.sleep(pause)
 
 
-def _reason(error: requests.RequestException) -> str:
-    """The library's own texts fill lines."""
-    answer = error.response
-    return type(error).__name__ if answer is None else f"{answer.status_code} {answer.reason}"
-
-
 def _append(partial: Path, url: str, title: str) -> None:
+    """Raises a `RequestException` if the file is not whole after it."""
     had = _size(partial)
-    ask = {"Range": f"bytes={had}-"} if had else {}
-    with requests.get(url, headers=ask, stream=True, timeout=TIMEOUT) as answer:
-        if had and answer.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # it is whole
+    free = shutil.disk_usage(partial.parent).free
+    if free < SIZE - had:
+        lacks = f"{free / 1e9:.1f} GB free, {title} needs {(SIZE - had) / 1e9:.1f} GB"
+        raise UserError(f"{partial.parent} has {lacks}: make room, or choose another folder in dataset.path")
+    ask = {"Range": f"bytes={had}-", "Accept-Encoding": "identity"}
+    with requests.get(url, headers=ask, stream=True, timeout=TIMEOUT) as answer, ExitStack() as opened:
         answer.raise_for_status()
-        if answer.status_code != requests.codes.partial_content:
-            had = 0
-        total = had + int(answer.headers.get("Content-Length", 0))
-        free = shutil.disk_usage(partial.parent).free
-        if free < total - had:
-            lacks = f"{free / 1e9:.1f} GB free, {title} needs {(total - had) / 1e9:.1f} GB"
-            raise UserError(f"{partial.parent} has {lacks}: make room, or choose another folder in dataset.path")
-        with ExitStack() as opened:
+        skip = 0 if answer.status_code == requests.codes.partial_content else had  # some send all of it again
+        with naming(partial):
+            file = opened.enter_context(open(partial, "ab"))
+        bar = opened.enter_context(Bar(f"{title}, MB", SIZE >> 20, had >> 20))
+        for block in answer.iter_content(BLOCK):  # whose errors are the connection's
+            if had == 0 and file.tell() == 0 and not block.startswith(SIGNATURE):
+                raise requests.RequestException("the answer is no HDF5 file")
             with naming(partial):
-                file = opened.enter_context(open(partial, "ab" if had else "wb"))
-            bar = opened.enter_context(Bar(f"{title}, MB", total >> 20, had >> 20))
-            for block in answer.iter_content(BLOCK):  # whose errors are the connection's
-                with naming(partial):
-                    file.write(block)
-                bar.update(file.tell() >> 20)
+                file.write(block[skip:])
+            skip = max(skip - len(block), 0)
+            bar.update(file.tell() >> 20)
+    if _size(partial) < SIZE:
+        raise requests.ConnectionError("the answer ended early")
 
 
 def _md5(file: Path) -> str:
+    """Of what is safe on the disk."""
     digest = hashlib.md5(usedforsecurity=False)
-    with naming(file), open(file, "rb") as content:
+    with naming(file), open(file, "rb+") as content:
+        os.fsync(content.fileno())
         while block := content.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()

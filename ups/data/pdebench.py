@@ -170,8 +170,8 @@ class _File:
         try:
             return question()
         except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, *unreadable) as error:
-            reason = first_line(error)[:120]
-            raise UserError(f"{self.path} is not a readable HDF5 file ({reason}); download it again") from error
+            told = f"{self.path} is not a readable HDF5 file ({first_line(error)[:120]})"
+            raise UserError(f"{told}; remove it and download it again") from error
 
     def __enter__(self) -> "_File":
         return self
@@ -185,14 +185,15 @@ def _files_of(path: Path, download: bool) -> list[Path]:
     if path.is_dir():
         files = sorted([*path.glob("*.hdf5"), *path.glob("*.h5")])
         if not files:
-            raise UserError(f"dataset.path={path}: the folder holds no .hdf5 file")
+            mend = "; dataset.download=true wants FOLDER/NAME of a published one" if download else ""
+            raise UserError(f"dataset.path={path}: the folder holds no .hdf5 file{mend}")
         return files
     if not path.exists() and not (download and path.name in PUBLISHED):
         mend = ""
         if download:
             mend = f"; dataset.download=true fetches what is published, {', '.join(PUBLISHED)}"
         elif path.name in PUBLISHED:
-            mend = "; dataset.download=true fetches it (8.2 GB)"
+            mend = "; with dataset=pdebench_burgers dataset.download=true it is fetched (8.2 GB)"
         raise UserError(f"dataset.path={path}: no such file or folder{mend}")
     return [path]
 

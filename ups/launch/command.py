@@ -92,10 +92,12 @@ def rented(cfg: DictConfig) -> Rental | None:
 
 def job_of(cfg: DictConfig) -> Job:
     """All that can be checked without Vast is checked here."""
-    path = cfg.dataset.get("path")
-    if path and not cfg.dataset.download and not is_tracked(ROOT, path):
+    path, download = cfg.dataset.get("path"), cfg.dataset.get("download")
+    if path and not download and not is_tracked(ROOT, path):
         has = "a rented machine has only what the repository has"
         raise UserError(f"dataset.path={path}: {has}: use dataset=burgers, or dataset.download=true")
+    if download and (cfg.vast.disk < 30 or cfg.vast.traffic < 18):
+        raise UserError("dataset.download=true brings 8.2 GB to the machine: use vast.disk=40 vast.traffic=20")
     settings, secrets = environment_of(cfg)
     keeps_nothing = why_not_kept(cfg)
     if keeps_nothing and not cfg.vast.allow_loss:

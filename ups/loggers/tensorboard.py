@@ -1,6 +1,8 @@
 """TensorBoard: each scalar over its own step metric, in the run's folder."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 from matplotlib.image import imread
@@ -8,39 +10,48 @@ from matplotlib.image import imread
 from ups.files import naming
 from ups.loggers.logger import Logger
 
-FLUSH_SECONDS = 10  # that the page is behind the training, and that a kill may cost it
-
 
 class TensorBoardLogger(Logger):
-    """`folder` is the run's, `config` what the page of texts shows. A full disk ends the run, as metrics.csv's does."""
+    """`folder` is the run's, `config` what the page of texts shows.
+
+    Events are written at once, record by record: the writer that comes with TensorBoard has a thread, which tells of a
+    full disk by a traceback. Here that ends the run with one line, as metrics.csv does.
+    """
 
     def __init__(self, folder: Path, config: dict):
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
 
-        self.folder = folder / "tensorboard"
+        self.event, self.summary = Event, summary
         self.step_metrics: dict[str, str] = {}  # prefix of names -> theirs
-        with naming(self.folder):
-            self.writer = SummaryWriter(str(self.folder), flush_secs=FLUSH_SECONDS)
-            self.writer.add_text("config", f"```\n{json.dumps(config, indent=2)}\n```")
+        self.path = folder / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        with naming(self.path):
+            self.path.parent.mkdir(exist_ok=True)
+            self.records = RecordWriter(open(self.path, "wb", buffering=0))  # noqa: SIM115 (closed by `finish`)
+        self._write(file_version="brain.Event:2")
+        self._write(step=0, session_log=SessionLog(status=SessionLog.START))  # what an earlier start wrote is replaced
+        self._write(summary=summary.text("config", f"```\n{json.dumps(config, indent=2)}\n```"))
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         if step_metric:
             self.step_metrics[name.removesuffix("*")] = step_metric
 
     def log(self, row: dict[str, float]) -> None:
-        with naming(self.folder):
+        for prefix, axis in self.step_metrics.items():
             for name, value in row.items():
-                axis = next(axis for prefix, axis in self.step_metrics.items() if name.startswith(prefix))
-                if name != axis:
-                    self.writer.add_scalar(name, value, row[axis])
+                if name.startswith(prefix) and name != axis:
+                    self._write(step=int(row[axis]), summary=self.summary.scalar(name, value))
 
     def log_figure(self, name: str, path: Path) -> None:
-        with naming(self.folder):
-            self.writer.add_image(name, imread(path), dataformats="HWC")
+        self._write(summary=self.summary.image(name, imread(path), dataformats="HWC"))
 
     def log_checkpoint(self, name: str, files: dict[str, Path]) -> None:
         """Checkpoints lie in the store."""
 
     def finish(self, exit_code: int) -> None:
-        with naming(self.folder):
-            self.writer.close()
+        self.records.close()
+
+    def _write(self, **fields) -> None:
+        with naming(self.path):
+            self.records.write(self.event(wall_time=time.time(), **fields).SerializeToString())

@@ -6,11 +6,14 @@ is rented.
 
 import os
 import sys
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
 from ups.cli import run
 from ups.config import build, check
+from ups.data.darus import PUBLISHED
+from ups.errors import UserError
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
 from ups.training.obtain import build_chain
@@ -23,6 +26,9 @@ def main() -> None:
         cfg = compose("train", overrides=sys.argv[2:])
     check(cfg)
     build(cfg.dataset, "dataset")
+    if cfg.dataset.get("download") and Path(cfg.dataset.path).name not in PUBLISHED:
+        names = ", ".join(PUBLISHED)
+        raise UserError(f"dataset.path={cfg.dataset.path}: a rented machine fetches what is published, {names}")
     check_batch_sizes(identity_of(cfg).chain(), int(sys.argv[1]))
     build_chain(identity_of(cfg), set_up(device="cpu", threads=1))
     os._exit(0)  # at once: the launcher waits, and torch takes its time to leave

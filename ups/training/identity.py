@@ -1,7 +1,8 @@
 """A trained stage's identity: exactly what determines its weights, and the hash that names its folder.
 
 It is the stage's subtree with its `requires`, the model, the dataset and the seed. Device, threads, logging, folders
-live in other nodes of the config, so nothing has to be left out by a list.
+live in other nodes of the config, so nothing has to be left out by a list; but for `dataset.download`, whose place is
+beside `dataset.path`: a file is the same, however it came.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ class Identity:
 def identity_of(cfg: DictConfig) -> Identity:
     """Of the stage that a composed config of train.py asks for."""
     content = {"format": FORMAT} | {key: plain(cfg)[key] for key in ("stage", "model", "dataset", "seed")}
-    content["dataset"].pop("download", None)  # a file is the same, however it came
+    content["dataset"].pop("download", None)
     return from_content(content)
 
 
