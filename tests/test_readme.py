@@ -80,10 +80,10 @@ def test_the_tables_of_a_page_are_the_reports(page, folder, least):
 def test_the_stages_in_the_readme_are_those_of_the_report():
     rows = json.loads((ROOT / "docs" / "stages" / "points256.json").read_text())["rows"]
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
-    alone, longer, deterministic = list(rows)[:3]
-    for title in (alone, longer, deterministic, "diffusion", "student, 1 evaluation"):
+    operators = list(rows)[:4]
+    for title in (*operators, "diffusion", "student, 1 evaluation"):
         row = rows[title]
-        ratio, low, high = row[f"versus {longer}"]["crps"]
+        ratio, low, high = row[f"versus {operators[1]}"]["crps"]
         cells = [f"{row['nrmse']:.1e}", f"{row['crps']:.1e}", f"{ratio:.2f} [{low:.2f}, {high:.2f}]"]
         cells.append(f"{row['spread_skill']:.2f}" if "spread_skill" in row else "")
         cells.append(f"{row['milliseconds']:.2g}")
