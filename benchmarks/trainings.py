@@ -59,6 +59,7 @@ def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[s
         tried.parent.mkdir(parents=True, exist_ok=True)
         short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
         short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
+        short += ["dataset.validation=8", "dataset.test=8"]  # to score an ensemble takes longer than to train it so briefly
         identity = identity_of(composed(short))
         spent = []
         for _ in range(2):  # other work on the machine slows one of them, rarely both
