@@ -3,9 +3,9 @@
     pip install -r benchmarks/requirements.txt
     python benchmarks/accuracy.py --minutes 4 --seeds 3 --pdebench 1D_Burgers_Sols_Nu0.001.hdf5
 
-Each training is one `python train.py` of one thread, as many at a time as --workers; its steps are what fits into the
-time by a trial under the same conditions. What is done is kept, in cache/ and store/: an interrupted benchmark goes on
-where it stopped. Writes docs/accuracy/nu*.json, .md (the table) and .png.
+Each training is one `python train.py` of one thread, as many at a time as --workers; a short trial under the
+same conditions determines how many steps fit into the time. Results are kept in cache/ and store/, so an interrupted
+benchmark resumes where it stopped. Writes docs/accuracy/nu*.json, .md (the table) and .png.
 """
 
 import argparse
@@ -26,7 +26,16 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained, write_report
+from benchmarks.trainings import (
+    SEARCH_PATH,
+    composed,
+    machine,
+    milliseconds,
+    significant,
+    steps_for,
+    trained,
+    write_report,
+)
 from ups.config import build
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, spectral
@@ -205,15 +214,16 @@ def scored(predictors: list[Predict], tests: dict[str, Trajectories], first: int
 
 def table(report: dict) -> str:
     tests = [name for name in ("generated", "pdebench") if name in report["predictors"]["persistence"]]
-    titles = {"generated": "256 generated", "pdebench": "PDEBench's own"}
-    columns = ["predictor", "parameters", "training s", "ms a step"]
+    titles = {"generated": "256 generated", "pdebench": "PDEBench's"}
+    columns = ["predictor", "parameters", "training [s]", "ms/step"]
     for test in tests:
-        columns += [f"nRMSE, {titles[test]}", "seeds", "worst/mean", "/ peer [95 %]"]
+        columns += [f"nRMSE, {titles[test]} [95 %]", "of each seed", "worst/mean", "ratio to peer [95 %]"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for name, scores in report["predictors"].items():
         runs = scores.get("trainings")
         seconds = f"{statistics.mean(run['seconds'] for run in runs):.0f}" if runs else ""
-        cells = [name, f"{runs[0]['parameters']:,}" if runs else "", seconds, f"{scores['milliseconds']:.2g}"]
+        took = significant(scores["milliseconds"]) if scores["milliseconds"] > 0.01 else ""  # of what computes at all
+        cells = [name, f"{runs[0]['parameters']:,}" if runs else "", seconds, took]
         for test in tests:
             at = scores[test]
             low, high = at["nrmse_interval"]
@@ -222,14 +232,15 @@ def table(report: dict) -> str:
             lost = f", {at['diverged']} diverged" if runs and at["diverged"] else ""
             cells.append(f"{at['worst_over_mean']:.1f}{lost}")
             ratio = at.get("versus_peer")
-            cells.append(f"{ratio['ratio']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]" if ratio else "")
+            ratio = [significant(ratio[name]) for name in ("ratio", "low", "high")] if ratio else []
+            cells.append("{} [{}, {}]".format(*ratio) if ratio else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines).replace("e-0", "e-").replace("e+00", "") + "\n"
 
 
 def picture(report: dict) -> Figure:
     """Validation error over training time; test error over inference time."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = iter(("#1668b5", "#c0392b", "#2e7d32", "#d97706", "#7b3fa0", "#222222"))
     for name, scores in report["predictors"].items():
@@ -242,16 +253,20 @@ def picture(report: dict) -> Figure:
         if at[1] < 0.5:  # persistence and linear extrapolation would leave no room for the others
             right.loglog(*at, "o" if runs else "s", color=colour)
             place, side = (5, 4), "left"
-            if name == "Cole-Hopf step, untrained":
-                place, side = (-5, -10), "right"  # others stand on its right,
-            elif name == "dilresnet" and "unet" in report["predictors"]:
-                place = (5, -12)  # and unet stands where this does
+            if name == "Cole-Hopf step, untrained" or (name == "dilresnet" and "unet" in report["predictors"]):
+                place, side = (-5, -10), "right"  # other names are on its right
+            elif name == "finite volumes, 1024 points":
+                place, side = (0, -13), "center"
+            elif name == "fno":
+                place, side = (-6, -1), "right"
             right.annotate(name, at, textcoords="offset points", xytext=place, ha=side, fontsize=8, color=colour)
-    left.set(xlabel="seconds of training, one thread", ylabel="rollout nRMSE, validation", title="training time")
-    right.set(xlabel="milliseconds a step and trajectory", ylabel="rollout nRMSE, test", title="inference time")
-    left.legend(fontsize=8)
+    left.set(xlabel="training time [s], one thread", ylabel="rollout nRMSE, validation", title="training time")
+    right.set(
+        xlabel="inference time [ms] per step and trajectory", ylabel="rollout nRMSE, test", title="inference time"
+    )
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     left.set_ylim(top=min(1.0, left.get_ylim()[1]))  # some diverge before they have learned
-    right.margins(x=0.35)  # for the names
+    right.margins(x=0.6, y=0.1)  # for the names
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
     figure.suptitle(f"Burgers' equation, nu {report['nu']:g}, 31 steps from one frame, 256 points")

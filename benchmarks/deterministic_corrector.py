@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ups.data.batches import Batch
-from ups.models.conditioning import physical_scalars
-from ups.models.conservative_step import CONDITIONS, backward_difference
+from ups.models.conditioning import CONDITIONS, physical_scalars
+from ups.models.conservative_step import backward_difference
 from ups.models.corrector import channels_of, size_of
 from ups.stages.sampled_correction import full_precision
 from ups.stages.stage import Stage, relative_l2

@@ -1,4 +1,4 @@
-"""Trained stages where they were not trained: longer, on other grids, at other nu, from other initial conditions.
+"""Trained stages outside their training conditions: longer rollouts, other grids, other nu, other initial conditions.
 
     python benchmarks/generalization.py store/operator-DIGEST [store/operator-DIGEST ...]
 

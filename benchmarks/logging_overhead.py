@@ -2,7 +2,7 @@
 
     python benchmarks/logging_overhead.py
 
-Both loops train the default model on random fields, in turn, in one process; the medians of the rounds are compared.
+Both loops train the default model on random fields, alternating in one process; the medians of the rounds are compared.
 """
 
 import statistics

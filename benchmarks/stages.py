@@ -5,15 +5,14 @@ Of the time two fifths are the operator's, a fifth is stage 2's and two fifths s
     python benchmarks/stages.py --minutes 10 --seeds 3
     python benchmarks/stages.py --minutes 2 --seeds 3 --points 64
 
-Trainings are `python train.py` of one thread, as many at a time as --workers; their steps are what fits into the time
-by a trial. The second command is a harder setting: four times fewer points, so that much of the next field is not to be
-known. Scores are of 8 members, coverage is of 19. What is done is kept, in cache/ and store/: an interrupted benchmark
-goes on where it stopped. Writes docs/stages/points*.json, .md (the table) and .png.
+Trainings are `python train.py` of one thread, as many at a time as --workers; a short trial determines how many steps
+fit into the time. The second command is a harder setting: four times fewer points, so that much of the next field
+cannot be determined from the given one. Scores are of 8 members, coverage is of 19. Results are kept in cache/ and
+store/, so an interrupted benchmark resumes where it stopped. Writes docs/stages/points*.json, .md (the table) and .png.
 """
 
 import argparse
 import copy
-import math
 import os
 import statistics
 import sys
@@ -27,14 +26,23 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from benchmarks.trainings import SEARCH_PATH, composed, machine, milliseconds, steps_for, trained, write_report
+from benchmarks.trainings import (
+    SEARCH_PATH,
+    composed,
+    machine,
+    milliseconds,
+    significant,
+    steps_for,
+    trained,
+    write_report,
+)
 from ups.config import build
 from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.rollout import ensemble, one_step, persistence
-from ups.files import nulled, read_json, write_json
+from ups.files import nulled, read_json, with_nan, write_json
 from ups.paths import ROOT
 from ups.runs.training import git_commit
 from ups.stages.stage import Stage
@@ -42,7 +50,7 @@ from ups.training.store import Entry
 
 CPU = torch.device("cpu")
 MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
-LONGER, DETERMINISTIC = "operator, trained as long as all three stages", "deterministic corrector, likewise"
+LONGER, DETERMINISTIC = "operator, full time", "deterministic corrector, full time"
 
 
 @dataclass(frozen=True)
@@ -74,15 +82,15 @@ TRAININGS = {
 }
 PHASES = [["longer", "operator"], ["deterministic", "unrolled", "diffusion"], ["student"]]  # the longest first
 ROWS = [
-    Row("operator alone", "operator"),
+    Row("operator (stage 1)", "operator"),
     Row(LONGER, "longer"),
     Row(DETERMINISTIC, "deterministic"),
-    Row("operator, then through its rollouts, likewise", "unrolled"),
-    Row("diffusion", "diffusion"),
+    Row("operator fine-tuned on rollouts, full time", "unrolled"),
+    Row("diffusion (stage 2)", "diffusion"),
     Row("diffusion, 2 evaluations", "diffusion", 2),
     Row("diffusion, 1 evaluation", "diffusion", 1),
-    Row("student, asked for 2", "student", 2),
-    Row("student, 1 evaluation", "student", 1),
+    Row("student, 2 evaluations", "student", 2),
+    Row("student (stage 3), 1 evaluation", "student", 1),
 ]
 
 
@@ -167,14 +175,7 @@ def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
     kept = Path("cache") / "stages" / f"{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
     if not kept.exists():
         write_json(kept, nulled(fresh_scores(row, run["stage"], window)))
-    return {name: lost_as_nan(value) for name, value in read_json(kept).items()} | {"seconds": run["seconds"]}
-
-
-def lost_as_nan(value: float | list | None) -> float | list:
-    """JSON has null for what is not finite."""
-    if isinstance(value, list):
-        return [lost_as_nan(each) for each in value]
-    return math.nan if value is None else value
+    return with_nan(read_json(kept)) | {"seconds": run["seconds"]}
 
 
 def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
@@ -230,18 +231,18 @@ def summary(runs: list[dict]) -> dict:
 
 def table(report: dict) -> str:
     columns = [
-        "", "training in all, s", "ms a step", "nRMSE", "seeds", "one member", "CRPS",
-        "CRPS / longer operator's [95 %]", "CRPS / deterministic corrector's [95 %]",
-        "nRMSE / longer operator's [95 %]", "high wave numbers", "spread/skill", "inside 50 %, 90 %",
+        "", "training [s]", "ms/step", "nRMSE [95 %]", "of each seed", "of one member", "CRPS",
+        "CRPS / full-time operator's [95 %]", "CRPS / full-time corrector's [95 %]",
+        "nRMSE / full-time operator's [95 %]", "high-wavenumber error", "spread/skill", "coverage of 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    known = {"nRMSE": "nrmse", "CRPS": "crps"}
+    known = {"nRMSE [95 %]": "nrmse", "CRPS": "crps"}
     persistence = {column: f"{report['persistence'][name]:.2e}" for column, name in known.items()}
     lines.append("| persistence | " + " | ".join(persistence.get(column, "") for column in columns[1:]) + " |")
     for title, row in report["rows"].items():
         longer, corrector = row[f"versus {LONGER}"], row[f"versus {DETERMINISTIC}"]
         stochastic = "spread_skill" in row
-        cells = [title, f"{row['seconds']:.0f}", f"{row['milliseconds']:.2g}"]
+        cells = [title, f"{row['seconds']:.0f}", significant(row["milliseconds"])]
         cells.append(f"{row['nrmse']:.2e} [{row['nrmse_interval'][0]:.1e}, {row['nrmse_interval'][1]:.1e}]")
         cells.append(" ".join(f"{value:.2e}" for value in row["nrmse_of_seeds"]))
         cells += [f"{row['nrmse_one_member']:.2e}" if stochastic else "", f"{row['crps']:.2e}"]
@@ -256,7 +257,7 @@ def table(report: dict) -> str:
 
 def picture(report: dict) -> Figure:
     """CRPS over the time of a step; spread over skill in time."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = ("#222222", "#777777", "#2e7d32", "#c28f00", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80")
     for (title, row), colour in zip(report["rows"].items(), colours, strict=True):
@@ -264,13 +265,14 @@ def picture(report: dict) -> Figure:
         if "spread_skill_per_frame" in row:
             calibration = row["spread_skill_per_frame"]
             right.plot(range(1, len(calibration) + 1), calibration, color=colour, label=title)
-    left.set(xlabel="milliseconds a step and trajectory", ylabel="CRPS", title="accuracy and cost")
+    left.set(xlabel="inference time [ms] per step and trajectory", ylabel="CRPS", title="accuracy and cost")
     right.axhline(1, color="#222222", linestyle="--", linewidth=1)
     right.set(xlabel="steps since the given frame", ylabel="spread / skill", title="calibration")
     for axis in (left, right):
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=7)
-    figure.suptitle(f"{report['points']} points, 31 steps from one frame")
+    left.margins(0.1)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(f"Burgers' equation, nu 0.001, 31 steps from one frame, {report['points']} points")
     return figure
 
 

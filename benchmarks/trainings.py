@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[s
         tried.parent.mkdir(parents=True, exist_ok=True)
         short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
         short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
-        short += ["dataset.validation=8", "dataset.test=8"]  # to score an ensemble takes longer than to train it so briefly
+        short += ["dataset.validation=8", "dataset.test=8"]  # scoring an ensemble would take longer
         identity = identity_of(composed(short))
         spent = []
         for _ in range(2):  # other work on the machine slows one of them, rarely both
@@ -68,6 +69,11 @@ def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[s
                 spent.append(Entry(Path(store), identity).result()["seconds"]["training"])
         write_json(tried, {"steps": round(seconds / min(spent) * TRIAL_STEPS)})
     return read_json(tried)["steps"]
+
+
+def significant(value: float) -> str:
+    """Two digits of any size: 310, 3.8, 0.10, 0.093."""
+    return f"{Decimal(f'{value:.1e}'):f}"
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -38,7 +38,8 @@ def cache(tmp_path_factory) -> Path:
 def data(tmp_path_factory) -> Splits:
     """32 points, 16 trajectories, windows of five steps."""
     dataset = Burgers(nu=0.01, train=16, validation=4, test=4, seed=0, solver_points=64, points=32, shifts=1,
-                      frames=8, time_step=0.05, initial_frame=2, rollout_steps=5)  # fmt: skip
+                      frames=8, time_step=0.05, initial_frame=2, rollout_steps=5, nu_range=None,
+                      initial_condition="sinusoids")  # fmt: skip
     splits = dataset.load(tmp_path_factory.mktemp("data"), torch.device("cpu"))
     return Splits(splits.train, splits.validation.window(2, 5), splits.test.window(2, 5))
 

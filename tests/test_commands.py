@@ -77,6 +77,8 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
     second = json.loads((run_folders(tmp_path)[-1] / "result.json").read_text())
     assert {line["action"] for line in second["plan"]} == {"found"}
     assert second["score"] == result["score"] and "operator 6/6" not in again.stderr
+    pictures = [{path.name: path.read_bytes() for path in each.glob("figures/*")} for each in run_folders(tmp_path)]
+    assert len(pictures[0]) == 11 and pictures[1] == pictures[0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU on this machine")
@@ -264,6 +266,9 @@ def test_evaluate_says_what_is_missing(command, tmp_path):
     (corrector,) = (tmp_path / "store").glob("diffusion_residual-*/")
     answer = command("evaluate.py", f"checkpoint={corrector}")
     assert answer.returncode == 1 and f"store/{operator.name} is missing" in answer.stderr
+    (corrector / "result.json").unlink()
+    answer = command("evaluate.py", f"checkpoint={corrector}")
+    assert answer.returncode == 1 and "its training is not finished; the same train.py command" in answer.stderr
 
 
 def test_training_on_pdebench_files(command, tmp_path):

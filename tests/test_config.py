@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from ups.config import RULES, check
 from ups.errors import UserError
 from ups.training.identity import canonical, identity_of
+from ups.training.obtain import build_chain
+from ups.training.runtime import set_up
 
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
 
@@ -23,8 +25,11 @@ def test_every_stage_and_model_compose(stage, model):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("experiment", [file.stem for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))])
-def test_every_preset_composes_and_is_valid(stage, experiment):
-    check(composed(f"stage={stage}", f"experiment={experiment}"))
+def test_every_preset_is_valid_and_of_the_operator_wherever_it_stands(stage, experiment):
+    cfg, alone = (composed(f"stage={each}", f"experiment={experiment}") for each in (stage, "operator"))
+    check(cfg)
+    assert build_chain(identity_of(cfg), set_up("cpu", 1))[-1].step
+    assert identity_of(cfg).chain()[0].digest == identity_of(alone).digest
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: path.stem)

@@ -34,7 +34,7 @@ def nrmse(field: torch.Tensor, truth: torch.Tensor) -> float:
 def generator_settings(**changed):
     return dict(
         nu=0.01, train=6, validation=5, test=4, seed=0, solver_points=128, points=32, shifts=2, frames=5,
-        time_step=0.05, initial_frame=1, rollout_steps=3,
+        time_step=0.05, initial_frame=1, rollout_steps=3, nu_range=None, initial_condition="sinusoids",
     ) | changed  # fmt: skip
 
 

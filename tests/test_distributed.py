@@ -142,6 +142,21 @@ def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path)
     assert result["score"] == pytest.approx(single["score"], rel=1e-3)
 
 
+def test_a_signal_that_torchrun_passes_on_once_more_costs_nothing(start, tmp_path):
+    """A scheduler tells all processes of a job, and torchrun tells its own again."""
+    run = start(*QUICK, "budget.operator=4000", "stage.evaluations=1")
+    wait_for_steps(run, tmp_path)
+    workers = [process_of(run, rank) for rank in (0, 1)]
+    for _ in range(3):
+        for worker in workers:
+            os.kill(worker, signal.SIGTERM)
+        time.sleep(0.01)
+    error = finished(run, code=1)
+    assert error.count("SIGTERM: stopped operator at step") == 1 and "ended at once" not in error
+    (state,) = tmp_path.glob("store/operator-*/state.safetensors")
+    assert f"at step {read_state(state).facts['step']} of" in error
+
+
 def test_two_commands_at_once_train_once(start, tmp_path):
     runs = [start(*QUICK, "budget.operator=10") for _ in range(2)]
     for run in runs:

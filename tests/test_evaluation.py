@@ -169,7 +169,7 @@ def test_rollout_feeds_back_and_one_step_does_not():
     assert rollout_nrmse(truth, truth) == 0
 
 
-def test_members_have_their_own_noise_and_batches_do_not_matter():
+def test_members_have_their_own_noise_and_can_be_repeated():
     noisy = lambda u, nu, time_step, generator: u + torch.randn(u.shape, generator=generator)
     members = ensemble(noisy, window(), 2)
     assert (members[0] - members[1]).abs().max() > 0.1

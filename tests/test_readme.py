@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, SMALL, clean_environment, foreign
 from hydra import compose, initialize_config_dir
 
+from benchmarks.trainings import significant
 from ups.config import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # in order: a reader types one after the other
@@ -81,13 +82,19 @@ def test_the_stages_in_the_readme_are_those_of_the_report():
     rows = json.loads((ROOT / "docs" / "stages" / "points256.json").read_text())["rows"]
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
     operators = list(rows)[:4]
-    for title in (*operators, "diffusion", "student, 1 evaluation"):
+    for title in (*operators, "diffusion (stage 2)", "student (stage 3), 1 evaluation"):
         row = rows[title]
         ratio, low, high = row[f"versus {operators[1]}"]["crps"]
         cells = [f"{row['nrmse']:.1e}", f"{row['crps']:.1e}", f"{ratio:.2f} [{low:.2f}, {high:.2f}]"]
         cells.append(f"{row['spread_skill']:.2f}" if "spread_skill" in row else "")
-        cells.append(f"{row['milliseconds']:.2g}")
+        cells.append(significant(row["milliseconds"]))
         assert f"| {title} | " + " | ".join(cells).replace("e-0", "e-") + " |" in lines, cells
+
+
+def with_digests(text: str, folder) -> str:
+    """Those of the newest stages in the reader's store."""
+    newest = lambda stage: max(folder.glob(f"store/{stage}-*/"), key=lambda path: path.stat().st_mtime)
+    return re.sub(r"store/(\w+)-DIGEST", lambda match: str(newest(match[1])), text)
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS), key=COMMANDS.index))
@@ -117,8 +124,7 @@ def test_command(command, folder, cache):
             small = ["budget.operator=4", "stage.evaluations=1", "dataset.test=4", "dataset.validation=4"]
         arguments = [sys.executable, *launcher, str(ROOT / "train.py"), *words[2:], *small, f"cache={cache}"]
     elif words[:2] == ["python", "evaluate.py"]:
-        newest = lambda stage: str(max(folder.glob(f"store/{stage}-*/"), key=lambda path: path.stat().st_mtime))
-        words = [re.sub(r"store/(\w+)-DIGEST", lambda match: newest(match[1]), word) for word in words]
+        words = [with_digests(word, folder) for word in words]
         if "dataset=pdebench_burgers" in words:
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
@@ -152,3 +158,14 @@ def test_command(command, folder, cache):
         raise AssertionError(f"no test knows the README's command: {command}")
     answer = run(arguments, folder)
     assert answer.returncode == 0, answer.stderr[-3000:]
+
+
+def test_the_lines_of_python_run(folder):
+    """In each of the three stages' place, once the commands above have trained them."""
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    for stage in ("operator", "diffusion_residual", "consistency_distill"):
+        code = with_digests(block.replace("store/operator", f"store/{stage}"), folder)
+        setup = f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+        check = "assert u.shape == (1, 256) and u.isfinite().all()"
+        answer = run([sys.executable, "-c", f"{setup}\n{code}\n{check}"], folder)
+        assert answer.returncode == 0, answer.stderr

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from ups.data.batches import batch_at
 from ups.data.symmetries import galilean, rolled
 from ups.errors import UserError
+from ups.stages import operator as stages_operator
 from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midpoint_step
 from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.operator import weights_by_nu
@@ -21,7 +22,7 @@ from ups.stages.stage import called_networks, relative_l2
 from ups.training.identity import identity_of
 from ups.training.loop import train
 from ups.training.obtain import build_chain
-from ups.training.runtime import compile_each
+from ups.training.runtime import check_compiler, compile_each
 
 
 def test_an_exact_prediction_has_a_finite_gradient():
@@ -36,9 +37,17 @@ def test_unrolled_loss_sees_the_later_steps(data):
     assert loss.item() > 1.2 * terms["one_step_loss"].item()
 
 
-def test_input_noise_changes_the_inputs_alone(data):
-    clean, noisy = (operator(noise=noise).loss(batch_at(data.train, 8, 1, 0, 0))[0] for noise in ((0, 0), (0.1, 0.2)))
-    assert not torch.equal(clean, noisy)
+def test_input_noise_changes_the_inputs_alone(data, monkeypatch):
+    batch, stage = batch_at(data.train, 8, 1, 0, 0), operator(noise=(0.1, 0.2))
+    seen, compared = [], []
+    opened = stage.opened
+    monkeypatch.setattr(stage, "opened", lambda u, *rest: seen.append(u) or opened(u, *rest))
+    compare = lambda u, truth: compared.append(truth) or relative_l2(u, truth)
+    monkeypatch.setattr(stages_operator, "relative_l2", compare)
+    stage.loss(batch)
+    noise = (seen[0] - batch.u[:, 0]).std(-1) / batch.u[:, 0].std(-1)
+    assert noise.min() > 0.08 and noise.max() < 0.25 and noise.std() > 0.005
+    assert torch.equal(compared[0], batch.u[:, 1])
 
 
 def test_a_loss_of_several_nu_weighs_them_alike(data):
@@ -241,7 +250,7 @@ def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
 def test_a_student_trains_every_model_through_its_rollout(model, data):
     """Of an operator that stands still only the last layer has a gradient, so all are disturbed."""
     cfg = composed("stage=consistency_distill", f"model={model}", "stage.unroll=2")
-    stage = build_chain(identity_of(cfg), RUNTIME)
+    stage = build_chain(identity_of(cfg), RUNTIME)[-1]
     disturb(stage.network)
     batch = batch_at(data.train, 4, 2, 0, 0)
     loss, _ = stage.loss(replace(batch, nu=2 * batch.nu))  # of a nu of 0.01 the networks are told zero
@@ -273,3 +282,12 @@ def test_stages_refuse_a_prerequisite_of_another_kind():
 def test_a_student_of_one_member_is_refused():
     with pytest.raises(UserError, match="a student is learned from 2 or more"):
         ConsistencyDistill(diffusion(), **STUDENT | {"members": 1})
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"runtime\.compile=true needs a C\+\+ compiler"):
+        check_compiler("inductor")
+    (tmp_path / "g++").touch(mode=0o755)
+    check_compiler("inductor")

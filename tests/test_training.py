@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from ups.runs.replay import batch_of
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content
 from ups.training.loop import train
+from ups.training.obtain import is_repeatable
 from ups.training.optimizer import learning_rate
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
@@ -242,12 +244,22 @@ def test_a_part_of_the_network_has_its_own_learning_rate(data, tmp_path):
     assert same_corrector == pytest.approx(corrector, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("facts", "same"), [({}, True), ({"device": "cuda"}, False), ({"processes": 2}, False), ({"threads": 999}, False)]
+)  # fmt: skip
+def test_a_resume_keeps_the_threads_of_a_machine_like_this(facts, same):
+    state = State({"device": "cpu", "processes": 1, "threads": 1} | facts, {})
+    assert is_repeatable(state, RUNTIME) == same
+
+
 def test_store_names_what_sets_an_entry_apart(tmp_path):
     content = {"stage": {"name": "operator", "requires": None, "steps": 5}, "seed": 0}
     entry = Entry(tmp_path, from_content(content))
     assert entry.why_new() == f"no operator in {tmp_path}"
-    weights, scores = torch.nn.Linear(2, 2).state_dict(), {"rollout_nrmse": 0.1, "one_step_nrmse": 0.1}
+    weights, scores = torch.nn.Linear(2, 2).state_dict(), {"rollout_nrmse": math.inf, "one_step_nrmse": 0.1}
     entry.finish(weights, [{"a": 0.1}, {"a": 0.2, "b": float("inf")}], {"score": 0.1, "metrics": {"test": scores}})
+    assert math.isnan(entry.result()["metrics"]["test"]["rollout_nrmse"])
+    assert "null" in (entry.path / "result.json").read_text()  # JSON has no NaN and no Infinity
     changed = Entry(tmp_path, from_content(content | {"seed": 3}))
     assert changed.why_new() == "seed: 0 -> 3"
     assert json.loads((entry.path / "identity.json").read_text()) == content

@@ -28,6 +28,8 @@ from ups.signals import interruption, stopping
 
 def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None) -> None:
     """Run a function that `hydra.main` made of the config `config_name`, and `finish` after it whatever it came to."""
+    if os.name == "nt":
+        _fail("ups runs on Linux and macOS; on Windows use WSL")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
     for number in stopping():
         signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal

@@ -1,4 +1,4 @@
-"""The two ways a run ends early that are nobody's bug."""
+"""The two ways a run ends early that are not bugs: a user's error, and an interruption."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""What this machine may do to a program: each fault becomes one line that names the file and the mend.
+"""Faults of the machine: each becomes a one-line error that names the file and the remedy.
 
 Anything else is a bug, and stays a traceback.
 """

@@ -73,6 +73,15 @@ def nulled(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def with_nan(content: Any) -> Any:
+    """The way back: nan for each null."""
+    if isinstance(content, dict):
+        return {key: with_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [with_nan(value) for value in content]
+    return math.nan if content is None else content
+
+
 def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
     def save(partial: Path) -> None:
         with open(partial, "w", newline="") as file:

@@ -40,7 +40,7 @@ class Lever:
 
 
 class Memory:
-    """`with memory: ...`, as often as wanted; what the block holds is counted from where this was made.
+    """`with memory: ...`, which may be used again; what the block holds is counted from where this was made.
 
     Of the levers, which are looked up when they are needed, the first that helps is the one that is named.
     """

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ups.console import console
 from ups.errors import Interrupted
+from ups.machine import processes
 
 T = TypeVar("T")
 
@@ -43,6 +44,9 @@ def end_at_once_from_now_on() -> None:
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """Under torchrun a second signal is often the first one again, passed on; torchrun itself kills what stays."""
+    if processes() > 1:
+        return
     os.write(2, f"{signal.Signals(number).name} again: ended at once\n".encode())
     os._exit(128 + number)
 

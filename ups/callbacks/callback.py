@@ -1,4 +1,4 @@
-"""What may watch a training. Each hook gets the training (ups/training/loop.py) as it stands."""
+"""The interface of a callback. Each hook gets the current training (ups/training/loop.py)."""
 
 
 class Callback:

@@ -61,7 +61,7 @@ class Batch:
 
 
 def generator_of(device: torch.device, *key: int) -> torch.Generator:
-    """A generator whose stream is independent of every other key's (NumPy's SeedSequence hashes the key)."""
+    """A generator whose stream is a function of the key, by NumPy's SeedSequence. Zeros at its end do not count."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed >> 1))
 

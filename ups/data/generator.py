@@ -34,12 +34,12 @@ VERSIONS = {finite_volume: 1, spectral: 3}  # raise a method's when a change alt
 
 
 class Burgers:
-    """Arguments: see conf/dataset/burgers.yaml. Those with a default are younger than some checkpoints."""
+    """Arguments: see conf/dataset/burgers.yaml."""
 
     def __init__(
         self, nu: float | list[float], train: int, validation: int, test: int, seed: int, solver_points: int,
         points: int, shifts: int, frames: int, time_step: float, initial_frame: int, rollout_steps: int,
-        nu_range: list[float] | None = None, initial_condition: str = "sinusoids",
+        nu_range: list[float] | None, initial_condition: str,
     ):  # fmt: skip
         self.nu = [float(value) for value in _as_list(nu)]
         self.nu_range = nu_range and [float(value) for value in nu_range]
@@ -186,7 +186,7 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
         solutions = pool.imap_unordered(partial(_solve_array, solve_chunk), work)
         for _ in work:
             while (solution := _next(solutions)) is None:
-                if set(active_children()) != alive:  # the pool starts another and waits for the lost work for ever
+                if set(active_children()) != alive:  # the pool starts another and waits for the lost work forever
                     raise UserError("a process that generates data was killed (out of memory?): free some, start again")
             yield chunks[solution[0]][0], torch.from_numpy(solution[1])
 

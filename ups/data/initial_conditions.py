@@ -7,7 +7,7 @@ from torch import Tensor
 
 SLOTS = 4  # wave numbers 1 .. 4
 FIELD_SIGMA, FIELD_TAU, FIELD_GAMMA = 25.0, 5.0, 2.0
-FIELD_WAVES = 128  # the deviation of the last is 1e-4 of the first's
+FIELD_WAVES = 128  # the standard deviation of the last is 1e-4 of the first's
 
 
 def cell_centres(points: int) -> Tensor:

@@ -38,7 +38,10 @@ def finite_volume(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> T
 
 
 def _flux_difference(u: Tensor, diffusion: float | Tensor) -> Tensor:
-    """Flux in minus flux out of each cell. Slices of one padded copy: this is where the generator's time goes."""
+    """u: (B, N), diffusion: kappa / dx -> flux in minus flux out of each cell, (B, N).
+
+    Slices of one padded copy: this is where the generator's time goes.
+    """
     padded = torch.cat((u[:, -2:], u, u[:, :2]), -1)
     jump = padded[:, 1:] - padded[:, :-1]
 

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the repo.
+"""The interface of a dataset to the rest of the repo.
 
 Shapes: S trajectories, T frames, N points, B batch, K steps.
 """
@@ -17,7 +17,7 @@ class Trajectories:
 
     u: (S, T, N) float32, point values at equal distances in space and time.
     nu: (S,) float32, PDEBench's nu: the viscosity is nu/pi.
-    time_step: between two frames.
+    time_step: between two frames, in the equation's time.
     """
 
     u: Tensor

@@ -1,7 +1,7 @@
-"""How far a mean over trajectories can be trusted: the percentile bootstrap (Efron 1979), 95 %, a fixed seed.
+"""Uncertainty of a mean over trajectories: the percentile bootstrap (Efron 1979), 95 %, with a fixed seed.
 
-Trajectories are drawn with replacement, as many as there are. Of few it is a little too narrow (of 16 a nominal 95 %
-covers about 91), and of one it has no width.
+Trajectories are drawn with replacement, as many as there are. With few, the interval is a little too narrow (a nominal
+95 % covers about 91 % with 16), and with one it has no width.
 
 Shapes: P predictors, S trajectories.
 """

@@ -21,7 +21,7 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
     Ours: mae: mean absolute error, which is the CRPS of a single prediction. nrmse_worst: of the worst trajectory;
     worst_over_mean: relative to nrmse.
     energy_excess: the most, over trajectories and frames, by which the prediction's energy (u^2/2, mean over points)
-    exceeds the truth's in the same frame, as a part of the truth's in the first frame here; 0 if it never does.
+    exceeds the truth's in the same frame, as a fraction of the truth's in the first frame here; 0 if it never does.
     diverged: the number of trajectories that did, see below; where values are not finite, means are inf or nan.
     """
     error = prediction - truth

@@ -82,7 +82,7 @@ def ensemble_panels(members: Tensor, truth: Tensor, time_step: float, title: str
                 label=f"{inside:.0%} interval",
             )  # fmt: skip
     bands.plot(x, last_truth - center, color=COLOURS["truth"], linewidth=0.9, label="truth")
-    bands.set(title="the last frame of the median trajectory, less the ensemble's mean", xlabel="x")
+    bands.set(title="median trajectory, last frame", xlabel="x", ylabel="u − ensemble mean")
 
     steepest = int((last_truth.roll(-1) - last_truth).argmin())
     near = [(steepest + offset) % len(center) for offset in range(-5, 7)]

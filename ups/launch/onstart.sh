@@ -6,7 +6,8 @@
 # UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
 cd /
 W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} T=${UPS_DEADLINE:-0}
-PATH=$PATH:/opt/conda/bin U=${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/
+# The Python that has torch is conda's, whatever else the machine has; in a rehearsal it is the user's.
+PATH=${UPS_FOLDER:+$PATH:}/opt/conda/bin:$PATH U=${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/
 export P U
 say() { echo "ups $(date -u +%T) $*"; }
 
@@ -61,7 +62,7 @@ clone() {
 # The image's torch stays; what only the launcher and the tests need is left out.
 install() {
   python3 -c 'import torch' 2>/dev/null && t='|torch'
-  grep -vE "^(vastai|pytest|ruff|shellcheck$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
+  grep -vE "^(vastai|pytest|hypothesis|ruff|shellcheck$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
 }
 # A full disk may end the log; all the rest goes on without it.
 main() {

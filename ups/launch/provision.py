@@ -24,7 +24,7 @@ class MachineFailed(Exception):
 
 def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int], taken: set[int]) -> list[Offer]:
     """The best first, at least one."""
-    wanted = query(settings.offer, settings.min_duration, settings.disk, settings.interruptible)
+    wanted = query(settings.offer, settings.max_hours, settings.disk, settings.interruptible)
     rows = vast.search(wanted, settings.interruptible, settings.disk)
     rows = [row for row in rows if row["id"] not in taken]
     offers = rank(rows, settings, money, shunned)

@@ -6,11 +6,9 @@ Shapes: B batch, N points.
 from torch import Tensor, nn
 
 from ups.data.symmetries import rolled
-from ups.models.conditioning import physical_scalars
+from ups.models.conditioning import CONDITIONS, physical_scalars
 from ups.models.step import OpenedStep, Step
 from ups.models.subcell import SubcellCorrection
-
-CONDITIONS = 2  # what `physical_scalars` gives
 
 
 class ConservativeStep(Step):

@@ -1,4 +1,4 @@
-"""A distribution of what an operator's step got wrong: a mean, a local scale, and a diffusion of what is left.
+"""The distribution of an operator's one-step error: a mean, a local scale, and a diffusion of the normalized residual.
 
     a' = after + m + s z,   m, s from one network, z by a flow from white noise n
 
@@ -15,11 +15,11 @@ Shapes: B batch, N points. t: (B, 1), the flow's own time, 0 at the noise, 1 at 
 import torch
 from torch import Tensor, nn
 
-from ups.models.conditioning import physical_scalars
-from ups.models.conservative_step import CONDITIONS, backward_difference
+from ups.models.conditioning import CONDITIONS, physical_scalars
+from ups.models.conservative_step import backward_difference
 from ups.models.step import OpenedStep
 
-INITIAL_SCALE = 3e-3  # of the field's deviation: the order of the residual before anything is learned
+INITIAL_SCALE = 3e-3  # of the field's standard deviation: the order of the residual before anything is learned
 
 
 class Corrector(nn.Module):
@@ -31,7 +31,7 @@ class Corrector(nn.Module):
         self.velocity_network = network(in_channels=4, out_channels=1, condition=CONDITIONS + 1)
 
     def moments(self, opened: OpenedStep, nu: Tensor, time_step: float) -> tuple[Tensor, Tensor]:
-        """The residual's conditional mean m, of zero sum, and its scale s > 0, both (B, N)."""
+        """nu: (B,) -> the residual's conditional mean m, of zero sum, and its scale s > 0, both (B, N)."""
         flux, log_scale = self.moments_network(
             torch.stack(channels_of(opened), 1), physical_scalars(nu, time_step)
         ).float().unbind(1)
@@ -39,7 +39,7 @@ class Corrector(nn.Module):
         return size * backward_difference(flux), size * log_scale.clamp(-8, 3).exp()
 
     def velocity(self, z: Tensor, t: Tensor, opened: OpenedStep, scale: Tensor, nu: Tensor, time_step: float) -> Tensor:
-        """E[z0 - n | z_t = z], (B, N)."""
+        """z, scale: (B, N), t: (B, 1), nu: (B,) -> E[z0 - n | z_t = z], (B, N)."""
         log_scale = (scale / scale.mean(-1, keepdim=True)).log()
         channels = torch.stack((z, *channels_of(opened), log_scale), 1)
         return self.velocity_network(channels, torch.cat((physical_scalars(nu, time_step), t - 0.5), -1))[:, 0].float()

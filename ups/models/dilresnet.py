@@ -3,11 +3,11 @@
 Shapes: B batch, C channels, N points, K condition scalars.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.models.conditioning import ConditionEmbedding
+from ups.models.layers import CircularConv, ResidualBlock, zeroed
 
 
 class DilatedResNet(nn.Module):
@@ -21,12 +21,10 @@ class DilatedResNet(nn.Module):
         self, in_channels: int, out_channels: int, condition: int, width: int, kernel: int, dilations: list[int]
     ):
         super().__init__()
-        self.embed = ConditionEmbedding(condition, 16)
+        self.embed = ConditionEmbedding(condition)
         self.lift = CircularConv(in_channels, width, kernel, 1)
-        self.blocks = nn.ModuleList(Block(width, kernel, dilation) for dilation in dilations)
-        self.project = nn.Conv1d(width, out_channels, 1)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.blocks = nn.ModuleList(ResidualBlock(width, kernel, dilation) for dilation in dilations)
+        self.project = zeroed(nn.Conv1d(width, out_channels, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         embedding = self.embed(c)
@@ -34,34 +32,3 @@ class DilatedResNet(nn.Module):
         for block in self.blocks:
             h = block(h, embedding)
         return self.project(F.gelu(h))
-
-
-class Block(nn.Module):
-    """h + conv(gelu(h scaled and shifted by the condition))."""
-
-    def __init__(self, width: int, kernel: int, dilation: int):
-        super().__init__()
-        self.modulate = nn.Linear(16, 2 * width)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
-        self.conv = CircularConv(width, width, kernel, dilation)
-
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)[..., None].chunk(2, 1)
-        return h + self.conv(F.gelu(torch.addcmul(shift, h, 1 + scale)))
-
-
-class CircularConv(nn.Conv1d):
-    """`padding_mode="circular"`, with a padding that may be wider than the field: coarse grids work too."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int):
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel={kernel} must be odd, to be centred")
-        super().__init__(in_channels, out_channels, kernel, dilation=dilation)
-        self.reach = dilation * (kernel - 1) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        reach, points = self.reach, x.shape[-1]
-        while reach >= points:  # F.pad wraps around once at most
-            x, reach = F.pad(x, (points, points), mode="circular"), reach - points
-        return super().forward(F.pad(x, (reach, reach), mode="circular"))

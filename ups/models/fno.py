@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.models.conditioning import ConditionEmbedding
-from ups.models.dilresnet import CircularConv
+from ups.models.conditioning import ConditionEmbedding, Modulation
+from ups.models.layers import CircularConv, zeroed
 
 
 class FNO(nn.Module):
@@ -24,12 +24,10 @@ class FNO(nn.Module):
         self, in_channels: int, out_channels: int, condition: int, modes: int, width: int, kernel: int, blocks: int
     ):
         super().__init__()
-        self.embed = ConditionEmbedding(condition, 16)
+        self.embed = ConditionEmbedding(condition)
         self.lift = nn.Conv1d(in_channels, width, 1)
         self.blocks = nn.ModuleList(FourierBlock(width, modes, kernel) for _ in range(blocks))
-        self.project = nn.Conv1d(width, out_channels, 1)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.project = zeroed(nn.Conv1d(width, out_channels, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         embedding = self.embed(c)
@@ -40,19 +38,19 @@ class FNO(nn.Module):
 
 
 class FourierBlock(nn.Module):
-    """h + conv(g) + a product of g with learned coefficients in Fourier space, g = gelu(h scaled and shifted)."""
+    """h: (B, W, N), embedding: (B, E) -> h + conv(g) + a product of g with learned coefficients in Fourier space, where
+    g = gelu(h scaled and shifted by the embedding).
+    """
 
     def __init__(self, width: int, modes: int, kernel: int):
         super().__init__()
-        self.modulate = nn.Linear(16, 2 * width)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
+        self.modulate = Modulation(width)
         self.local = CircularConv(width, width, kernel, 1)
         self.coefficients = nn.Parameter(torch.rand(width, width, modes, 2) / width**2)  # real and imaginary parts
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)[..., None].chunk(2, 1)
-        h_in = F.gelu(torch.addcmul(shift, h, 1 + scale))
+        scale, shift = self.modulate(embedding)
+        h_in = F.gelu(torch.addcmul(shift[..., None], h, 1 + scale[..., None]))
         spectrum = torch.fft.rfft(h_in.float())  # cuFFT has no bfloat16
         coefficients = torch.view_as_complex(self.coefficients)
         modes = min(coefficients.shape[2], spectrum.shape[2])  # a coarse grid has fewer

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.errors import UserError
-from ups.models.conditioning import ConditionEmbedding
+from ups.models.conditioning import ConditionEmbedding, Modulation
+from ups.models.layers import zeroed
+
+HARMONICS = 16  # of the bias of a distance
 
 
 class LatentOperator(nn.Module):
@@ -24,16 +27,14 @@ class LatentOperator(nn.Module):
         if width % heads:
             raise ValueError(f"width={width} must be a multiple of heads={heads}")
         self.patch = patch
-        self.embed = ConditionEmbedding(condition, 16)
+        self.embed = ConditionEmbedding(condition)
         # Patches overlap by half on each side, so that a token knows the flow across its borders.
         self.encode = nn.Conv1d(in_channels, width, 2 * patch, stride=patch)
         self.blocks = nn.ModuleList(AttentionBlock(width, heads) for _ in range(blocks))
         self.decode = nn.ConvTranspose1d(width, width // 2, patch, stride=patch)
         self.skip = nn.Conv1d(in_channels, width // 2, 5, padding=2, padding_mode="circular")
         self.refine = nn.Conv1d(width, width // 2, 5, padding=2, padding_mode="circular")
-        self.project = nn.Conv1d(width // 2, out_channels, 1)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.project = zeroed(nn.Conv1d(width // 2, out_channels, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         if x.shape[-1] % self.patch:
@@ -53,9 +54,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.modulate = nn.Linear(16, 2 * width)
-        nn.init.zeros_(self.modulate.weight)
-        nn.init.zeros_(self.modulate.bias)
+        self.modulate = Modulation(width)
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
@@ -64,8 +63,8 @@ class AttentionBlock(nn.Module):
         self.relative = nn.Parameter(torch.zeros(heads, 2 * HARMONICS))
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)[:, None].chunk(2, -1)
-        normed = self.attention_norm(tokens) * (1 + scale) + shift
+        scale, shift = self.modulate(embedding)
+        normed = self.attention_norm(tokens) * (1 + scale[:, None]) + shift[:, None]
         split = self.query_key_value(normed).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each (B, heads, M, W / heads)
         bias = self._bias(tokens.shape[1]).to(query.dtype)
@@ -81,5 +80,3 @@ class AttentionBlock(nn.Module):
         waves = torch.cat((angles.cos(), angles.sin()))
         return torch.einsum("hk,kij->hij", self.relative, waves)
 
-
-HARMONICS = 16

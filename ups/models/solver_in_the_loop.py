@@ -34,6 +34,7 @@ class SolverInTheLoop(ConservativeStep):
         self.solve, self.solver_gradient = SOLVERS[solver], solver_gradient
 
     def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
+        """(B, N) -> (B, N), nan where a trajectory is faster than FASTEST."""
         lost = ~(averages.abs() < FASTEST).all(-1, keepdim=True)
         averages = averages.masked_fill(lost, math.nan)  # it would cost the others of its batch endless steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.solver_gradient):
@@ -44,12 +45,12 @@ class SolverInTheLoop(ConservativeStep):
 def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
     """(B, N) cell averages, (B, 1) viscosities -> the averages a time step later, (B, N); the sum is kept to rounding.
 
-    The potential Phi, Phi_x = u, is known at the faces of the cells exactly. Cole and Hopf's transformation gives it a
+    The potential Phi, Phi_x = u, is known at the faces of the cells exactly. The Cole-Hopf transformation gives it a
     time step later, Phi(x, t) = -2 kappa log (4 pi kappa t)^(-1/2) int exp(-(Phi(y) + (x - y)^2 / 2t) / 2 kappa) dy,
-    and its differences are the new averages. The integrand is a Gaussian of deviation sqrt(2 kappa t) (1.4 cells at
-    nu 0.001, 256 points, a step of 0.05) times what the averages make of it, and a sum over the faces is the integral
-    to rounding where these are at most 1.4 deviations apart. A coarser grid gets nodes between the faces, where the
-    potential is only known to first order. How many depends on the smallest kappa of the batch.
+    and its differences are the new averages. The integrand is a Gaussian of standard deviation sqrt(2 kappa t) (1.4
+    cells at nu 0.001, 256 points, a step of 0.05) times what the averages make of it, and a sum over the faces is the
+    integral to rounding where they are at most 1.4 standard deviations apart. A coarser grid gets nodes between the
+    faces, where the potential is only known to first order. How many depends on the smallest kappa of the batch.
     """
     points, dx = averages.shape[-1], 1.0 / averages.shape[-1]
     narrow, wide = (2 * kappa * time_step).sqrt().aminmax()
@@ -72,6 +73,7 @@ def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
 
 
 def finite_volume_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
+    """(B, N) cell averages, (B, 1) viscosities -> the averages a time step later, (B, N)."""
     return finite_volume(averages, kappa, [0.0, time_step])[:, -1]
 
 

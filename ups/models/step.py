@@ -1,4 +1,4 @@
-"""What an operator is to its stage: a function from one frame to the next."""
+"""The operator's interface to its stage: a function from one frame to the next."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,6 +12,8 @@ Shapes: B batch, N points, W window.
 import torch
 from torch import Tensor, nn
 
+from ups.errors import UserError
+
 WINDOW = 7  # points
 RESOLVED = 1e-4  # of the window's range: differences below it count as none
 
@@ -34,6 +36,8 @@ class SubcellCorrection(nn.Module):
 
     def forward(self, u: Tensor, c: Tensor) -> Tensor:
         points = u.shape[-1]
+        if points < WINDOW:
+            raise UserError(f"a field of {points} points is too coarse: its conservative form reads {WINDOW}")
         reach = WINDOW // 2
         padded = torch.cat((u[:, -reach:], u, u[:, :reach]), -1)
         window = torch.stack([padded[:, k : k + points] for k in range(WINDOW)], 1)  # (B, W, N)

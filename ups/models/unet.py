@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ups.errors import UserError
 from ups.models.conditioning import ConditionEmbedding
-from ups.models.dilresnet import Block, CircularConv
+from ups.models.layers import CircularConv, ResidualBlock, zeroed
 
 
 class UNet(nn.Module):
@@ -21,16 +21,14 @@ class UNet(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, condition: int, width: int, kernel: int, levels: int):
         super().__init__()
         widths = [width * 2**level for level in range(levels + 1)]
-        self.embed = ConditionEmbedding(condition, 16)
+        self.embed = ConditionEmbedding(condition)
         self.lift = CircularConv(in_channels, width, kernel, 1)
-        self.down = nn.ModuleList(Block(channels, kernel, 1) for channels in widths[:-1])
+        self.down = nn.ModuleList(ResidualBlock(channels, kernel, 1) for channels in widths[:-1])
         self.widen = nn.ModuleList(nn.Conv1d(channels, 2 * channels, 1) for channels in widths[:-1])
-        self.bottom = Block(widths[-1], kernel, 1)
+        self.bottom = ResidualBlock(widths[-1], kernel, 1)
         self.narrow = nn.ModuleList(nn.Conv1d(3 * channels, channels, 1) for channels in widths[:-1])
-        self.up = nn.ModuleList(Block(channels, kernel, 1) for channels in widths[:-1])
-        self.project = nn.Conv1d(width, out_channels, 1)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        self.up = nn.ModuleList(ResidualBlock(channels, kernel, 1) for channels in widths[:-1])
+        self.project = zeroed(nn.Conv1d(width, out_channels, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         levels = len(self.down)

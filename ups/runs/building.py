@@ -1,5 +1,5 @@
-"""Builds the dataset and the networks of a chain and forgets them: the check of what only they know, before a machine
-is rented.
+"""Builds the dataset and the networks of a chain, takes a step and forgets them: the check of what only they know,
+before a machine is rented.
 
     python -m ups.runs.building GPUS stage=diffusion_residual model.width=64
 """
@@ -16,7 +16,7 @@ from ups.data.darus import PUBLISHED
 from ups.errors import UserError
 from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
-from ups.training.obtain import build_chain
+from ups.training.obtain import try_out
 from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
 
@@ -25,12 +25,12 @@ def main() -> None:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         cfg = compose("train", overrides=sys.argv[2:])
     check(cfg)
-    build(cfg.dataset, "dataset")
+    dataset = build(cfg.dataset, "dataset")
     if cfg.dataset.get("download") and Path(cfg.dataset.path).name not in PUBLISHED:
         names = ", ".join(PUBLISHED)
         raise UserError(f"dataset.path={cfg.dataset.path}: a rented machine fetches what is published, {names}")
     check_batch_sizes(identity_of(cfg).chain(), int(sys.argv[1]))
-    build_chain(identity_of(cfg), set_up(device="cpu", threads=1))
+    try_out(identity_of(cfg), dataset, set_up(device="cpu", threads=1))
     os._exit(0)  # at once: the launcher waits, and torch takes its time to leave
 
 

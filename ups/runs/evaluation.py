@@ -18,11 +18,11 @@ from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_step, persistence
-from ups.files import nulled, write_json
+from ups.files import alone_in, nulled, write_json
 from ups.memory import Lever, Memory
 from ups.stages.stage import Stage
-from ups.training.identity import Identity, read_identity
-from ups.training.obtain import load_chain
+from ups.training.identity import Identity
+from ups.training.obtain import load_checkpoint
 from ups.training.runtime import Runtime, choose_threads, set_up
 
 SHOWN = (
@@ -36,17 +36,23 @@ def run_evaluation(cfg: DictConfig) -> float:
     started = time.monotonic()
     check(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    with alone_in(folder):
+        return score_checkpoint(cfg, folder, started)
+
+
+def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     runtime = set_up(**plain(cfg.runtime))
-    identity, stage = load_checkpoint("checkpoint", Path(cfg.checkpoint), runtime)
+    loaded = load_checkpoint(Path(cfg.checkpoint), runtime)
+    identity, stage = loaded.entry.identity, loaded.stage
     if cfg.members is not None and not stage.stochastic:
         raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
     members = members_of(stage, cfg.members)
     others = {"persistence": (persistence, 1), "solver": (classical_solver, 1)}
     if cfg.compare is not None:
-        compared, other = load_checkpoint("compare", Path(cfg.compare), runtime)
-        others["compare"] = (other.step, members_of(other, cfg.members))
+        compared = load_checkpoint(Path(cfg.compare), runtime, "compare")
+        others["compare"] = (compared.stage.step, members_of(compared.stage, cfg.members))
 
-    window = test_window(cfg, identity, runtime)
+    window = scored_window(cfg, identity, runtime)
     truth = window.u[:, 1:]
     scores = partial(scores_of, window=window, batch_size=cfg.batch_size)
     noise = generator_of(runtime.device, 0)
@@ -76,22 +82,13 @@ def run_evaluation(cfg: DictConfig) -> float:
     save_figures(folder / "figures", identity.stage, fields, truth, window.time_step, other_fields)
     title = f"{identity.folder}: {truth.shape[1]} steps, {len(window)} trajectories"
     if cfg.compare is not None:
-        title += f"; compare: {compared.folder}"
+        title += f"; compare: {compared.entry.identity.folder}"
     screen.print(table_of(title, columns, versus))
     screen.print(f"metrics.json and figures in {folder}")
     return metrics["nrmse"]
 
 
-def load_checkpoint(key: str, checkpoint: Path, runtime: Runtime) -> tuple[Identity, Stage]:
-    """`key` is the config's, which names the folder."""
-    file = checkpoint / "identity.json"
-    if not file.exists():
-        raise UserError(f"{key}={checkpoint}: no trained stage is there (it has no identity.json)")
-    identity = read_identity(file)
-    return identity, load_chain(identity, checkpoint.parent, runtime).stage
-
-
-def test_window(cfg: DictConfig, identity: Identity, runtime: Runtime) -> Trajectories:
+def scored_window(cfg: DictConfig, identity: Identity, runtime: Runtime) -> Trajectories:
     """The given frame and those to predict, of the test split of the config's dataset, or else of the stage's own."""
     node = cfg.dataset if "dataset" in cfg else OmegaConf.create(identity.content["dataset"])  # null leaves no key
     dataset = build(node, "dataset")

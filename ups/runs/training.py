@@ -16,7 +16,7 @@ from ups.config import build, check, plain
 from ups.console import console
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted
-from ups.files import alone_in, write_json
+from ups.files import alone_in, nulled, write_json
 from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.machine import rank
@@ -26,7 +26,7 @@ from ups.runs.lookup import fetch_missing
 from ups.signals import end_at_once_from_now_on
 from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
-from ups.training.obtain import Obtained, build_chain, obtain
+from ups.training.obtain import Obtained, obtain, try_out
 from ups.training.plan import Planned, make_plan, print_plan
 from ups.training.runtime import set_up
 
@@ -60,7 +60,7 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     runtime = set_up(**plain(cfg.runtime))
     identity, store = identity_of(cfg), Path(cfg.store)
     dataset = build(cfg.dataset, "dataset")
-    build_chain(identity, runtime)  # a network that cannot be is told before anything is fetched or generated
+    try_out(identity, dataset, runtime)
     origins = by_first(lambda: fetch_missing(identity, store, cfg, runtime))
     plan = make_plan(identity, store, cfg.require, origins)
     print_plan(plan)
@@ -84,7 +84,7 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     obtained = obtain(plan, data, callbacks, runtime)
     result = result_of(obtained, plan, cfg.seed, time.monotonic() - started)
     if rank() == 0:
-        write_json(folder / "result.json", result)
+        write_json(folder / "result.json", nulled(result))
     return result
 
 
@@ -127,7 +127,7 @@ def report(result: dict, folder: Path) -> None:
     console.print(
         f"{result['stage']}: rollout nRMSE {result['score']:.2e} on validation, {test['rollout_nrmse']:.2e} on test "
         f"trajectories; one step {test['one_step_nrmse']:.2e}\n"
-        f"checkpoint {result['checkpoint']}\nresult and figures {folder}"
+        f"checkpoint {result['checkpoint']}\nresult and figures in {folder}"
     )
 
 

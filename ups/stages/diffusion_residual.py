@@ -1,4 +1,4 @@
-"""Stage 2: a diffusion model of what the operator's step gets wrong, trained by flow matching.
+"""Stage 2: a diffusion model of the operator's one-step error, trained by flow matching.
 
 Shapes: B batch, N points.
 """

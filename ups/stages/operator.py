@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ups.data.batches import Batch
-from ups.models.conservative_step import CONDITIONS, ConservativeStep
+from ups.models.conditioning import CONDITIONS
+from ups.models.conservative_step import ConservativeStep
 from ups.models.step import OpenedStep, Step
 from ups.stages.stage import Stage, relative_l2
 
@@ -22,6 +23,7 @@ class Operator(Stage):
         self.round_trip, self.input_noise = round_trip, input_noise
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The relative L2 error of a rollout's steps, and of the cell averages after the way to points and back."""
         u, truth = batch.u[:, 0], batch.u[:, 1:]
         u = u + self._input_noise(batch)
         errors, drifts = [], []
@@ -29,13 +31,13 @@ class Operator(Stage):
             opened = self.opened(u, batch.nu, batch.time_step)
             u = opened.to_field(opened.after)
             errors.append(relative_l2(u, truth[:, k]))
-            drifts.append(relative_l2(opened.to_state(u), opened.after))  # a shock that stands meets it in every step
+            drifts.append(relative_l2(opened.to_state(u), opened.after))  # the same in each step of a stationary shock
         error, drift = torch.stack(errors).mean(0), torch.stack(drifts).mean(0)
         loss = (weights_by_nu(error, batch) * (error + self.round_trip * drift)).mean()
         return loss, {"one_step_loss": errors[0].mean(), "round_trip_loss": drift.mean()}
 
     def _input_noise(self, batch: Batch) -> Tensor | float:
-        """White noise, its deviation log-uniform in the given range of the field's own: rollouts meet their errors."""
+        """White, of a standard deviation log-uniform in the given range of the field's: rollouts meet their errors."""
         low, high = self.input_noise
         if high == 0:
             return 0.0

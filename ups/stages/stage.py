@@ -1,4 +1,4 @@
-"""What a stage is: a network, a loss, an evaluation. It knows nothing of loops, optimizers, loggers or files.
+"""The interface of a stage: a network, a loss, an evaluation. It knows no loop, optimizer, logger or file.
 
 Shapes: B batch, K steps, N points.
 """
@@ -20,11 +20,11 @@ class Stage(ABC):
     """`network` is all that is trained and saved; a prerequisite is another stage, frozen, with its best weights."""
 
     network: nn.Module
-    relative_lr: Mapping[str, float] = {}  # of the network's submodules, as a part of optimizer.lr; of others it is 1
+    relative_lr: Mapping[str, float] = {}  # of submodules of the network, as a fraction of optimizer.lr; else 1
     frames_per_sample: int = 2  # consecutive frames that a training sample holds
     stochastic: bool = False  # its step draws noise, so it has members
     members: int = 1  # rollouts of the validation's ensemble
-    selects_by: str = "rollout_nrmse"  # the score of the validation whose least has the best weights
+    selects_by: str = "rollout_nrmse"  # the validation score that the kept weights minimise
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,7 +35,7 @@ class Stage(ABC):
 
     @abstractmethod
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-        """u: (B, N), nu: (B,) -> the field a time step later, (B, N)."""
+        """u: (B, N), nu: (B,), as in `Trajectories` -> the field a time step later, (B, N)."""
 
     def evaluate(self, window: Trajectories) -> dict[str, float]:
         """Scores in the physical field of rollouts from the window's first frame."""

@@ -1,4 +1,4 @@
-"""The one training loop. It knows no stage by name, no logger and no file: callbacks watch, the stage computes."""
+"""The one training loop. It knows no stage by name and no logger: callbacks watch, the stage computes."""
 
 import math
 import time
@@ -90,6 +90,7 @@ class Training:
             "values": {name: float(value) for name, value in self.values.items()},
             "rows": self.rows,
             "seconds": self.seconds,
+            "device": self.data.train.u.device.type,
             "threads": torch.get_num_threads(),  # another number sums in another order,
             "processes": processes(),  # and so do more or fewer processes
         }
@@ -203,9 +204,11 @@ def keep_if_best(training: Training, scores: dict[str, float]) -> None:
 
 
 def load_best(training: Training) -> None:
+    """Into the averaged network, which the stage then has: all its scores are of a network that is not compiled."""
     if not training.best:
         raise UserError(
-            f"{training.settings.name}: every validation rollout diverged; raise {training.settings.key}.steps, or "
-            f"set stage.input_noise=[1e-4,1e-2] of the operator"
+            f"{training.settings.name}: every validation rollout diverged; raise {training.settings.key}.steps, or set "
+            f"operator.input_noise=[1e-4,1e-2]"
         )
-    training.stage.network.load_state_dict(training.best_weights)
+    training.average.network.load_state_dict(training.best_weights)
+    training.stage.network = training.average.network

@@ -1,7 +1,7 @@
 """`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +12,22 @@ from torch import nn
 
 from ups.callbacks.callback import Callback
 from ups.config import build
-from ups.data.batches import batch_at
+from ups.data.batches import batch_at, generator_of
+from ups.data.generator import Burgers
+from ups.data.pdebench import PDEBenchBurgers
 from ups.data.trajectories import Splits
 from ups.errors import UserError
 from ups.files import locked, read_json
 from ups.machine import processes
 from ups.stages.stage import Stage, called_networks
 from ups.training.distributed import by_first, first_ahead
-from ups.training.identity import Identity
+from ups.training.identity import Identity, read_identity
 from ups.training.levers import building, evaluating, stepping
 from ups.training.loop import LoopSettings, Training, train
 from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import Planned
-from ups.training.runtime import Runtime, choose_threads, compile_each
-from ups.training.state import read_state
+from ups.training.runtime import Runtime, choose_threads, compile_each, max_threads
+from ups.training.state import State, read_state
 from ups.training.store import IDENTITY, STATE, Entry
 
 # Of a stage's node; the rest is the stage's.
@@ -44,7 +46,7 @@ def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Run
     obtained = None
     for place, planned in enumerate(plan, 1):
         required = obtained.stage if obtained else None
-        entry, key = planned.entry, "stage" + ".requires" * (len(plan) - place)
+        entry, key = planned.entry, key_of(place, plan)
         with claimed(entry) as ours:
             if ours:
                 planned.action = train_stage(entry, required, data_of(), callbacks, runtime, key)
@@ -79,19 +81,34 @@ def load(entry: Entry, required: Stage | None, runtime: Runtime) -> Obtained:
     return Obtained(entry, stage, entry.result())
 
 
+def load_checkpoint(checkpoint: Path, runtime: Runtime, key: str = "checkpoint") -> Obtained:
+    """A trained stage and all it requires, from its folder `store/STAGE-DIGEST`, which the config's `key` names."""
+    folder = checkpoint.resolve()
+    if not (folder / IDENTITY).exists():
+        raise UserError(f"{key}={checkpoint}: no trained stage is there (it has no {IDENTITY})")
+    identity = read_identity(folder / IDENTITY)
+    if not Entry(folder.parent, identity).is_trained:
+        raise UserError(f"{key}={checkpoint}: its training is not finished; the same train.py command goes on with it")
+    return load_chain(identity, folder.parent, runtime)
+
+
 def load_chain(identity: Identity, store: Path, runtime: Runtime) -> Obtained:
     """A trained stage and all it requires, from one store; a `UserError` if one is missing."""
     obtained = None
     for each in identity.chain():
         entry = Entry(store, each)
         if not entry.is_trained:
-            raise UserError(f"{entry.path} is missing, and {identity.folder} requires it: train or copy it")
+            lacks = "is not finished" if entry.is_started else "is missing"
+            raise UserError(f"{entry.path} {lacks}, and {identity.folder} requires it: train or copy it")
         obtained = load(entry, obtained.stage if obtained else None, runtime)
     return obtained
 
 
 def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, key: str = "stage") -> Stage:
-    """Untrained, with initial weights that are a function of the seed. `key` is its place in the config."""
+    """Untrained, with initial weights that are a function of the seed. `key` is its place in the config.
+
+    Raises a `UserError` for an argument that the stage or its network refuses, and where memory does not suffice.
+    """
     content = identity.content
     node = {key: value for key, value in content["stage"].items() if key not in LOOP_KEYS and key != "requires"}
     arguments = {"requires": required}
@@ -111,7 +128,7 @@ def check_foreign(entry: Entry, runtime: Runtime) -> None:
     content = read_json(entry.path / IDENTITY)
     if Identity(content, None).digest != entry.identity.digest:
         raise ValueError(f"its {IDENTITY} is of another stage")
-    network = build_chain(entry.identity, runtime).network
+    network = build_chain(entry.identity, runtime)[-1].network
     if entry.is_trained:
         entry.result()
         entry.rows()
@@ -123,10 +140,34 @@ def check_foreign(entry: Entry, runtime: Runtime) -> None:
     return network.load_state_dict(state.tensors["average"])
 
 
-def build_chain(identity: Identity, runtime: Runtime, key: str = "stage") -> Stage:
-    """Untrained, its prerequisites too."""
-    required = build_chain(identity.requires, runtime, f"{key}.requires") if identity.requires else None
-    return build_stage(identity, required, runtime, key)
+def build_chain(identity: Identity, runtime: Runtime) -> list[Stage]:
+    """Untrained; the first prerequisite comes first."""
+    chain = identity.chain()
+    stages: list[Stage] = []
+    for place, each in enumerate(chain, 1):
+        stages.append(build_stage(each, stages[-1] if stages else None, runtime, key_of(place, chain)))
+    return stages
+
+
+def key_of(place: int, chain: Sequence) -> str:
+    """Where the stage at `place`, counted from 1, stands in the config."""
+    return "stage" + ".requires" * (len(chain) - place)
+
+
+def try_out(identity: Identity, dataset: Burgers | PDEBenchBurgers, runtime: Runtime) -> None:
+    """Build the chain and take one step of it: a `UserError` for what the networks and the data's shape do not allow,
+    before anything is fetched or generated. A published file's shape is not known before it is read.
+    """
+    chain = identity.chain()
+    stages = build_chain(identity, runtime)
+    if not isinstance(dataset, Burgers):
+        return
+    for place, stage in enumerate(stages, 1):
+        check_frames(key_of(place, chain), chain[place - 1].stage, stage, dataset.frames)
+    u = torch.zeros(1, dataset.points, device=runtime.device)
+    nu = torch.full((1,), dataset.nu[0], device=runtime.device)
+    with torch.no_grad(), building(identity, "stage", runtime.device):
+        stages[-1].step(u, nu, dataset.time_step, generator_of(runtime.device, 0))
 
 
 def train_stage(
@@ -148,12 +189,12 @@ def train_stage(
         state = entry.load_state()
     if state:
         training.load_state(state)
-    if state and state.facts["processes"] == processes():
+    if state and is_repeatable(state, runtime):
         if runtime.threads is None:
             torch.set_num_threads(state.facts["threads"])
     else:
         with stepping(entry.identity, key, runtime.device):
-            choose_threads(runtime, lambda: trial_step(training))
+            choose_threads(runtime, lambda: trial_step(training, runtime))
     if runtime.compile:
         compile_each(called_networks(stage.network))
 
@@ -173,27 +214,39 @@ def train_stage(
     return "resumed" if state else "trained"
 
 
+def is_repeatable(state: State, runtime: Runtime) -> bool:
+    """Whether this machine can take the state's further steps as the one that saved it would have."""
+    alike = (state.facts["device"], state.facts["processes"]) == (runtime.device.type, processes())
+    return alike and state.facts["threads"] <= max_threads()
+
+
 def parameter_count(network: nn.Module) -> int:
     """Real numbers: a complex one is two."""
     return sum(each.numel() * (1 + each.is_complex()) for each in network.parameters())
 
 
-def trial_step(training: Training) -> None:
+def trial_step(training: Training, runtime: Runtime) -> None:
     """A forward and a backward pass of one process that leave no trace, for timing."""
     settings, stage = training.settings, training.stage
     size = settings.batch_size // processes()
     batch = batch_at(training.data.train, size, stage.frames_per_sample - 1, settings.seed, 0, settings.symmetries)
-    stage.loss(batch)[0].backward()
+    with runtime.autocast():
+        loss, _ = stage.loss(batch)
+    loss.backward()
     training.optimizer.zero_grad(set_to_none=True)
+
+
+def check_frames(key: str, name: str, stage: Stage, frames: int) -> None:
+    if stage.frames_per_sample > frames:
+        raise UserError(
+            f"{key}.unroll={stage.frames_per_sample - 1} ({name}): the training data has {frames} frames; choose at "
+            f"most {frames - 1}"
+        )
 
 
 def check_data(settings: LoopSettings, stage: Stage, data: Splits) -> None:
     frames = data.train.u.shape[1]
-    if stage.frames_per_sample > frames:
-        raise UserError(
-            f"{settings.key}.unroll={stage.frames_per_sample - 1} ({settings.name}): the training data has {frames} "
-            f"frames; choose at most {frames - 1}"
-        )
+    check_frames(settings.key, settings.name, stage, frames)
     samples = len(data.train) * (frames - stage.frames_per_sample + 1)
     if settings.batch_size > samples:
         raise UserError(

@@ -1,5 +1,7 @@
 """How a training is computed: device, threads, precision. No part of a stage's identity."""
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -73,11 +75,19 @@ def compile_each(networks: Iterable[nn.Module], backend: str = "inductor") -> No
     Dynamo counts what it compiled of one `forward` for all networks of its class together: of other channels, of other
     batches, with and without gradients. Beyond its limit it would go back to eager with no more than a warning.
     """
+    check_compiler(backend)
     networks = list(networks)
     dynamo = torch._dynamo.config
     dynamo.cache_size_limit = max(dynamo.cache_size_limit, VARIANTS * len(networks))
     for network in networks:
         network.compile(backend=backend)
+
+
+def check_compiler(backend: str) -> None:
+    """Inductor writes C++ and, on a GPU, what Triton compiles with the C compiler."""
+    wanted = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    if backend == "inductor" and not any(name and shutil.which(name) for name in wanted):
+        raise UserError("runtime.compile=true needs a C++ compiler, and none is found: install g++, or set it to false")
 
 
 def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:
@@ -87,9 +97,14 @@ def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:
     """
     if runtime.threads is not None or runtime.device.type != "cpu":
         return
-    candidates = sorted({1, max(1, cores() // local_processes())})
+    candidates = sorted({1, max_threads()})
     seconds = {count: _seconds(step, count) for count in candidates} if len(candidates) > 1 else {1: 0.0}
     torch.set_num_threads(by_first(lambda: min(seconds, key=seconds.get)))  # one number: one order of sums for all
+
+
+def max_threads() -> int:
+    """One for each core that is this process's alone."""
+    return max(1, cores() // local_processes())
 
 
 def _seconds(step: Callable[[], None], threads: int) -> float:

@@ -3,6 +3,7 @@
     identity.json          what was hashed
     weights.safetensors    the best averaged weights
     metrics.csv            every point of the training, over all its starts
+    figures/               of its validation rollouts
     result.json            the scores, and the weights' SHA-256; written last, so a folder that has it is complete
     state.safetensors, state.previous.safetensors   what an unfinished training resumes from
 
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from ups.console import console
 from ups.errors import UserError, first_line
-from ups.files import locked, read_csv, read_json, set_aside, write_csv, write_json
+from ups.files import locked, nulled, read_csv, read_json, set_aside, with_nan, write_csv, write_json
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import Identity, differences
 from ups.training.state import State, read_state, write_state
 
 IDENTITY, WEIGHTS, METRICS, RESULT = "identity.json", "weights.safetensors", "metrics.csv", "result.json"
+FIGURES = "figures"
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 TRAINED = (IDENTITY, WEIGHTS, METRICS, RESULT)
 UNFINISHED = (IDENTITY, STATE)
@@ -43,6 +45,11 @@ class Entry:
     @property
     def is_started(self) -> bool:
         return not self.is_trained and any(self._states())
+
+    @property
+    def figures(self) -> Path:
+        """A folder; an entry that is from elsewhere may have none."""
+        return self.path / FIGURES
 
     @property
     def artifact(self) -> str:
@@ -71,6 +78,7 @@ class Entry:
         """The scores; a `UserError` if there are none that can be read."""
         result = read_json(self.path / RESULT)
         try:
+            result["metrics"] = with_nan(result["metrics"])  # a test that diverged
             test = result["metrics"]["test"]
             scores = (result["score"], test["rollout_nrmse"], test["one_step_nrmse"])
         except (KeyError, TypeError):
@@ -120,7 +128,7 @@ class Entry:
         self.begin()
         digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
-        write_json(self.path / RESULT, result | {"sha256": digest})
+        write_json(self.path / RESULT, nulled(result) | {"sha256": digest})
         self.remove_states()
 
     def load_weights(self, network: nn.Module) -> None:
