@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.trainings import (
     SEARCH_PATH,
-    composed,
+    checked,
     machine,
     milliseconds,
     significant,
@@ -74,7 +74,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     models = asked.models.split(",")
-    node = composed(overrides(asked.nu, models[0], 0)).dataset
+    node = checked(overrides(asked.nu, models[0], 0)).dataset
     dataset = build(node, "dataset")
     dataset.load(Path("cache"), CPU)  # once, before the workers want it
     # Initial conditions of another seed: the models were developed while the test split of seed 0 was in sight.

@@ -14,15 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from hydra import compose, initialize_config_dir
 
 from ups.callbacks.progress import Progress
 from ups.callbacks.step_metrics import StepMetrics
-from ups.config import build
+from ups.config import build, composed
 from ups.data.trajectories import Splits, Trajectories
 from ups.loggers.csv import CSVLogger
 from ups.loggers.wandb import WandbLogger
-from ups.paths import CONFIG_FOLDER
 from ups.stages.operator import Operator
 from ups.training.identity import from_content
 from ups.training.loop import LoopSettings, Training, training_step
@@ -34,8 +32,7 @@ ROUNDS, STEPS = 8, 40
 
 
 def main() -> None:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        cfg = compose("train")
+    cfg = composed("train")
     folder = Path(tempfile.mkdtemp())
     runtime = set_up("cpu", 1)
     loggers = [

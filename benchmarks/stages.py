@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.trainings import (
     SEARCH_PATH,
-    composed,
+    checked,
     machine,
     milliseconds,
     significant,
@@ -108,7 +108,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     shared = [SEARCH_PATH, f"dataset.points={asked.points}"]
-    node = composed(shared).dataset
+    node = checked(shared).dataset
     dataset = build(node, "dataset")
     dataset.load(Path("cache"), CPU)  # once, before the workers want it
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")

@@ -13,13 +13,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from ups.config import check
+from ups.config import check, composed
 from ups.files import nulled, read_json, write, write_json
-from ups.paths import CONFIG_FOLDER
 from ups.stages.stage import Stage
 from ups.training.identity import identity_of
 from ups.training.obtain import load_chain
@@ -31,9 +29,9 @@ COMPOSING = threading.Lock()  # Hydra composes in one thread at a time
 SEARCH_PATH = "hydra.searchpath=[file://benchmarks/conf]"  # of the options that benchmarks alone need
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    with COMPOSING, initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        cfg = compose("train", overrides=overrides)
+def checked(overrides: list[str]) -> DictConfig:
+    with COMPOSING:
+        cfg = composed("train", overrides)
     check(cfg)
     return cfg
 
@@ -46,7 +44,7 @@ def train(overrides: list[str], quiet: bool = False) -> None:
 def trained(overrides: list[str]) -> tuple[Stage, Entry]:
     """By train.py, or what the store has of it."""
     train(overrides)
-    identity = identity_of(composed(overrides))
+    identity = identity_of(checked(overrides))
     return load_chain(identity, Path("store"), set_up(device="cpu", threads=1)).stage, Entry(Path("store"), identity)
 
 
@@ -61,7 +59,7 @@ def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[s
         short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
         short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
         short += ["dataset.validation=8", "dataset.test=8"]  # scoring an ensemble would take longer
-        identity = identity_of(composed(short))
+        identity = identity_of(checked(short))
         spent = []
         for _ in range(2):  # other work on the machine slows one of them, rarely both
             with tempfile.TemporaryDirectory() as store:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from ups.config import composed
 from ups.data.generator import Burgers
 from ups.data.trajectories import Splits
 from ups.machine import cores
@@ -58,9 +58,8 @@ def command(tmp_path, cache):
     return run
 
 
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return compose("train", overrides=list(overrides))
+def train_config(*overrides: str) -> DictConfig:
+    return composed("train", overrides)
 
 
 def clean_environment(home: Path) -> dict[str, str]:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
-from hydra import compose, initialize_config_dir
 from machines import Machine, steps_of, wait_for
 
+from ups.config import composed
 from ups.launch.rehearsal.wandb_server import WandbServer
-from ups.paths import CONFIG_FOLDER
 from ups.runs import lookup
 from ups.training.identity import identity_of
 from ups.training.runtime import set_up
@@ -119,8 +118,7 @@ class LookUp:
     def __call__(self, server: WandbServer, *overrides: str, **environment: str) -> dict[str, str]:
         for name, value in (server.environment | {"HOME": str(self.store.parent)} | environment).items():
             self.monkeypatch.setenv(name, value)
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-            cfg = compose("train", overrides=[*SMALL, *overrides])
+        cfg = composed("train", [*SMALL, *overrides])
         return lookup.fetch_missing(identity_of(cfg), self.store, cfg, set_up("cpu", threads=1))
 
 

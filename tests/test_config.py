@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, clean_environment, composed
-from hydra import compose, initialize_config_dir
+from conftest import ROOT, clean_environment, train_config
 
-from ups.config import RULES, check
+from ups.config import RULES, check, composed
 from ups.errors import UserError
 from ups.training.identity import canonical, identity_of
 from ups.training.obtain import build_chain
@@ -20,13 +19,13 @@ STAGES = ("operator", "diffusion_residual", "consistency_distill")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("model", [file.stem for file in sorted((ROOT / "conf" / "model").glob("*.yaml"))])
 def test_every_stage_and_model_compose(stage, model):
-    check(composed(f"stage={stage}", f"model={model}"))
+    check(train_config(f"stage={stage}", f"model={model}"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("experiment", [file.stem for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))])
 def test_every_preset_is_valid_and_of_the_operator_wherever_it_stands(stage, experiment):
-    cfg, alone = (composed(f"stage={each}", f"experiment={experiment}") for each in (stage, "operator"))
+    cfg, alone = (train_config(f"stage={each}", f"experiment={experiment}") for each in (stage, "operator"))
     check(cfg)
     assert build_chain(identity_of(cfg), set_up("cpu", 1))[-1].step
     assert identity_of(cfg).chain()[0].digest == identity_of(alone).digest
@@ -70,13 +69,13 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_values_out_of_range(override):
     with pytest.raises(UserError) as error:
-        check(composed(override.replace("dataset.nu=-1", "dataset.nu=-1.0")))
+        check(train_config(override.replace("dataset.nu=-1", "dataset.nu=-1.0")))
     assert str(error.value).startswith(BAD[override]) and "\n" not in str(error.value)
 
 
 def test_values_deep_in_the_chain_are_checked_under_their_own_name():
     with pytest.raises(UserError, match=r"^stage\.requires\.requires\.steps=0"):
-        check(composed("stage=consistency_distill", "stage.requires.requires.steps=0"))
+        check(train_config("stage=consistency_distill", "stage.requires.requires.steps=0"))
 
 
 def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
@@ -85,9 +84,8 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
 
     from ups.config import _leaves, plain
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        launch = compose("launch")
-    for cfg in (*(composed(f"stage={stage}") for stage in STAGES), launch):
+    launch = composed("launch")
+    for cfg in (*(train_config(f"stage={stage}") for stage in STAGES), launch):
         for key, value in _leaves(plain(cfg)):
             general = re.sub(r"^stage\.(requires\.)*", "stage.", key)
             if isinstance(value, int | float | list) and not key.startswith("logger.wandb.tags"):
@@ -147,18 +145,18 @@ def test_answers_at_once_without_torch(arguments, tmp_path):
 
 
 def test_identity_is_what_determines_the_weights():
-    base = identity_of(composed("stage=diffusion_residual"))
+    base = identity_of(train_config("stage=diffusion_residual"))
     same = ["runtime.device=cpu", "runtime.threads=2", "store=elsewhere", "logger=none", "callbacks.progress.every=7",
             "stage.requires.optimizer.lr=0.004", "dataset.time_step=0.050"]  # fmt: skip
-    assert all(identity_of(composed("stage=diffusion_residual", key)).digest == base.digest for key in same)
+    assert all(identity_of(train_config("stage=diffusion_residual", key)).digest == base.digest for key in same)
     other = ["seed=1", "model.width=16", "dataset.nu=0.01", "stage.requires.steps=7", "stage.members=3"]
-    digests = {identity_of(composed("stage=diffusion_residual", key)).digest for key in other}
+    digests = {identity_of(train_config("stage=diffusion_residual", key)).digest for key in other}
     assert len(digests | {base.digest}) == len(other) + 1
 
 
 def test_a_required_stage_is_the_same_entry_as_the_stage_alone():
-    chain = identity_of(composed("stage=consistency_distill")).chain()
-    assert [each.digest for each in chain] == [identity_of(composed(f"stage={name}")).digest for name in STAGES]
+    chain = identity_of(train_config("stage=consistency_distill")).chain()
+    assert [each.digest for each in chain] == [identity_of(train_config(f"stage={name}")).digest for name in STAGES]
 
 
 def test_canonical_numbers():

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import composed
+from conftest import train_config
 from test_data import reader, write_hdf5
 
 from ups.data import darus
@@ -140,5 +140,5 @@ def test_only_a_published_name_is_fetched(tmp_path):
 
 def test_how_a_file_came_is_no_part_of_an_identity():
     words = ["dataset=pdebench_burgers", f"dataset.path={NAME}"]
-    fetched, given = (identity_of(composed(*words, f"dataset.download={value}")) for value in ("true", "false"))
+    fetched, given = (identity_of(train_config(*words, f"dataset.download={value}")) for value in ("true", "false"))
     assert fetched.digest == given.digest

@@ -13,8 +13,8 @@ from secrets import token_hex
 import pytest
 from conftest import ROOT, SMALL, clean_environment
 from git_repos import git, public_git
-from hydra import compose, initialize_config_dir
 
+from ups.config import composed
 from ups.launch.ledger import Ledger, new_label
 from ups.launch.rehearsal.local import interpreter
 from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer, inherited_environment, offer
@@ -98,8 +98,7 @@ def until(condition, seconds: float = 20) -> None:
 
 @pytest.mark.parametrize("spelling", ["+auto_shutdown=true", "auto_shutdown=true", "++auto_shutdown=true"])
 def test_three_spellings(spelling):
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        assert compose("launch", overrides=[spelling]).auto_shutdown is True
+    assert composed("launch", [spelling]).auto_shutdown is True
 
 
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]], ids=["cfg", "help"])

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_data import CPU, generator_settings, reader, write_hdf5
 
-from ups.config import build, check, is_of_a_group, one_line
+from ups.config import build, check, composed, is_of_a_group, one_line
 from ups.data.generator import Burgers
 from ups.errors import UserError
 from ups.files import read_json, write_json
@@ -151,8 +151,7 @@ def test_a_damaged_identity_is_one_line(tmp_path, content):
 
 
 def test_an_intact_identity_is_read_and_a_changed_one_is_not(tmp_path):
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        identity = identity_of(compose("train"))
+    identity = identity_of(composed("train"))
     file = tmp_path / identity.folder / "identity.json"
     file.parent.mkdir()
     write_json(file, identity.content)

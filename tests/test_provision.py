@@ -4,9 +4,8 @@ import dataclasses
 import time
 
 import pytest
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
 
+from ups.config import composed
 from ups.errors import UserError
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, State, deadline_of, new_label
@@ -40,8 +39,7 @@ def ledger(tmp_path):
 
 def settings(*overrides: str):
     quick = ["vast.pause=0.02", "vast.poll_seconds=0.02", "vast.loading_minutes=0.01", "vast.request_timeout=3"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return compose("launch", overrides=[*quick, *overrides]).vast
+    return composed("launch", [*quick, *overrides]).vast
 
 
 def rent_one(ledger, *overrides: str, job: Job = JOB, money: float = 2.0):

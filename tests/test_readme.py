@@ -8,10 +8,9 @@ import sys
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment, foreign
-from hydra import compose, initialize_config_dir
 
 from benchmarks.trainings import significant
-from ups.config import check
+from ups.config import check, composed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # in order: a reader types one after the other
 
@@ -132,9 +131,8 @@ def test_command(command, folder, cache):
         arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:], *few]
     elif words[:2] == ["python", "launch_vast.py"]:
         # test_launch.py rents and rehearses with these; here: the config composes and is valid.
-        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-            overrides = [word.split(",")[0].replace("=ID", "=1") for word in words[2:] if word != "-m"]
-            check(compose("launch", overrides=overrides))
+        overrides = [word.split(",")[0].replace("=ID", "=1") for word in words[2:] if word != "-m"]
+        check(composed("launch", overrides))
         return
     elif words[:3] == ["python", "-m", "ups.runs.replay"]:
         # test_commands.py repeats a step with it; here: that there is such a command.

@@ -10,12 +10,10 @@ from secrets import token_hex
 
 import pytest
 from conftest import ROOT, SMALL
-from hydra import compose, initialize_config_dir
 
-from ups.config import known_targets
+from ups.config import composed, known_targets
 from ups.errors import UserError
 from ups.launch.rehearsal.wandb_server import WandbServer
-from ups.paths import CONFIG_FOLDER
 from ups.training.identity import from_content, identity_of, read_identity
 
 # No line of the repo turns data into code ----------------------------------------------------------------------------
@@ -71,8 +69,7 @@ def test_the_walk_finds_each_of_them(line):
 
 @pytest.fixture
 def identity():
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        return identity_of(compose("train", overrides=["stage=diffusion_residual", *SMALL]))
+    return identity_of(composed("train", ["stage=diffusion_residual", *SMALL]))
 
 
 def planted(content: dict, key: str, value) -> dict:

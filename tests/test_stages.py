@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, composed
+from conftest import ROOT, train_config
 from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb, operator, student, training
 from torch._dynamo.utils import counters
 
@@ -249,7 +249,7 @@ def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
 @pytest.mark.parametrize("model", [file.stem for file in sorted((ROOT / "conf" / "model").glob("*.yaml"))])
 def test_a_student_trains_every_model_through_its_rollout(model, data):
     """Of an operator that stands still only the last layer has a gradient, so all are disturbed."""
-    cfg = composed("stage=consistency_distill", f"model={model}", "stage.unroll=2")
+    cfg = train_config("stage=consistency_distill", f"model={model}", "stage.unroll=2")
     stage = build_chain(identity_of(cfg), RUNTIME)[-1]
     disturb(stage.network)
     batch = batch_at(data.train, 4, 2, 0, 0)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SMALL, clean_environment
-from hydra import compose, initialize_config_dir
 
 from ups import faults
+from ups.config import composed
 from ups.errors import UserError
 from ups.files import alone_in, locked, write
 from ups.memory import Lever, Memory
@@ -321,5 +321,4 @@ def test_a_signal_ends_the_wait_for_a_lock_at_once(tmp_path, cache):
 
 
 def entry_of(tmp_path: Path) -> Path:
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return tmp_path / "store" / identity_of(compose("train", TRAIN)).folder
+    return tmp_path / "store" / identity_of(composed("train", TRAIN)).folder

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_config import composed
+from conftest import train_config
 from test_data import initial, nrmse
 
 from ups.config import check, plain
@@ -79,6 +79,6 @@ def test_batches_have_the_symmetries_that_are_asked_for():
 
 @pytest.mark.parametrize("names", [[], list(SYMMETRIES)])
 def test_every_subset_is_a_valid_setting_of_a_stage(names):
-    cfg = composed(f"stage.symmetries=[{','.join(names)}]", "stage=diffusion_residual")
+    cfg = train_config(f"stage.symmetries=[{','.join(names)}]", "stage=diffusion_residual")
     check(cfg)
     assert plain(cfg.stage)["symmetries"] == names and plain(cfg.stage.requires)["symmetries"] == ["reflection"]

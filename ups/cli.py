@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -18,11 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ups.config import is_of_a_group, one_line
+from ups.config import composed, is_of_a_group, one_line
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import told
 from ups.machine import processes, rank
-from ups.paths import CONFIG_FOLDER
 from ups.signals import interruption, stopping
 
 
@@ -146,8 +144,7 @@ def _known_keys(config_name: str) -> list[str]:
     for overrides in (chosen, []):
         GlobalHydra.instance().clear()
         try:
-            with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-                return list(_keys(compose(config_name, overrides=overrides)))
+            return list(_keys(composed(config_name, overrides)))
         except (HydraException, OmegaConfBaseException):
             continue  # a group is what was wrong: try without
     return []

@@ -4,12 +4,13 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -153,6 +154,12 @@ RULES: dict[str, Rule] = {
     r"(rollout_steps|members)": either(integer(1), NULL),
     r"batch_size": integer(1),
 }
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """conf/NAME.yaml, as its script has it; outside of a run, and in one thread at a time."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
+        return compose(name, overrides=list(overrides))
 
 
 GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training

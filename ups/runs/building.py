@@ -8,13 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from ups.cli import run
-from ups.config import build, check
+from ups.config import build, check, composed
 from ups.data.darus import PUBLISHED
 from ups.errors import UserError
-from ups.paths import CONFIG_FOLDER
 from ups.training.identity import identity_of
 from ups.training.obtain import try_out
 from ups.training.plan import check_batch_sizes
@@ -22,8 +19,7 @@ from ups.training.runtime import set_up
 
 
 def main() -> None:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        cfg = compose("train", overrides=sys.argv[2:])
+    cfg = composed("train", sys.argv[2:])
     check(cfg)
     dataset = build(cfg.dataset, "dataset")
     if cfg.dataset.get("download") and Path(cfg.dataset.path).name not in PUBLISHED:

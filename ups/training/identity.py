@@ -2,7 +2,8 @@
 
 It is the stage's subtree with its `requires`, the model, the dataset and the seed. Device, threads, logging, folders
 live in other nodes of the config, so nothing has to be left out by a list; but for `dataset.download`, whose place is
-beside `dataset.path`: a file is the same, however it came.
+beside `dataset.path`: a file is the same, however it came. A file of data counts by its path, not by its content: a
+changed one needs another name.
 """
 
 import hashlib
