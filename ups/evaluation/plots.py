@@ -82,7 +82,7 @@ def ensemble_panels(members: Tensor, truth: Tensor, time_step: float, title: str
                 label=f"{inside:.0%} interval",
             )  # fmt: skip
     bands.plot(x, last_truth - center, color=COLOURS["truth"], linewidth=0.9, label="truth")
-    bands.set(title="median trajectory, last frame", xlabel="x", ylabel="u − ensemble mean")
+    bands.set(title="median trajectory, last frame", xlabel="x", ylabel="u − mean of the members")
 
     steepest = int((last_truth.roll(-1) - last_truth).argmin())
     near = [(steepest + offset) % len(center) for offset in range(-5, 7)]
@@ -91,14 +91,14 @@ def ensemble_panels(members: Tensor, truth: Tensor, time_step: float, title: str
         label = "members" if k == 0 else None
         shock.plot(place, member[near], color=COLOURS["surrogate"], linewidth=0.8, alpha=0.6, label=label)
     shock.plot(place, last_truth[near], "o-", color=COLOURS["truth"], markersize=3, linewidth=1, label="truth")
-    shock.set(title="at its steepest shock", xlabel="x")
+    shock.set(title="the same at its steepest shock", xlabel="x", ylabel="u")
 
     seconds = np.arange(1, truth.shape[1] + 1) * time_step
     spread = (members.var(0).mean((0, 2)) * (count + 1) / count).sqrt().cpu()
     skill = (mean - truth).square().mean((0, 2)).sqrt().cpu()
     time.plot(seconds, spread, color=COLOURS["surrogate"], label="spread of the members")
     time.plot(seconds, skill, color=COLOURS["error"], label="error of their mean")
-    time.set(title="all trajectories", xlabel="time since the given frame", ylabel="root mean square")
+    time.set(title="root mean square over all trajectories", xlabel="time since the given frame", ylabel="u")
     time.set_ylim(bottom=0)
 
     ranks.bar(range(count + 1), rank_histogram(members, truth), width=0.9, color=COLOURS["surrogate"])
