@@ -7,10 +7,10 @@ import sys
 import pytest
 from conftest import ROOT, clean_environment, train_config
 
-from ups.config import RULES, check, composed
+from ups.config import RULES, build, check, composed
 from ups.errors import UserError
 from ups.training.identity import canonical, identity_of
-from ups.training.obtain import build_chain
+from ups.training.obtain import try_out
 from ups.training.runtime import set_up
 
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
@@ -27,7 +27,7 @@ def test_every_stage_and_model_compose(stage, model):
 def test_every_preset_is_valid_and_of_the_operator_wherever_it_stands(stage, experiment):
     cfg, alone = (train_config(f"stage={each}", f"experiment={experiment}") for each in (stage, "operator"))
     check(cfg)
-    assert build_chain(identity_of(cfg), set_up("cpu", 1))[-1].step
+    try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
     assert identity_of(cfg).chain()[0].digest == identity_of(alone).digest
 
 
@@ -48,6 +48,8 @@ BAD = {
     "stage.optimizer.lr=0": "stage.optimizer.lr=0",
     "stage.optimizer.lr=.nan": "stage.optimizer.lr=.nan",
     "stage.input_noise=[0.1,0.01]": "stage.input_noise",
+    "operator.input_noise=[0.1,0.01]": "operator.input_noise=[0.1,0.01]: must rise",
+    "operator.lr=0": "operator.lr=0",
     "dataset.rollout_steps=32": "dataset.rollout_steps=32",
     "require=maybe": "require=maybe: must be one of train, found",
     "runtime.device=tpu": "runtime.device=tpu",

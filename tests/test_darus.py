@@ -2,6 +2,8 @@
 
 import hashlib
 import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -9,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from conftest import train_config
+from conftest import ROOT, train_config
+from machines import wait_for
 from test_data import reader, write_hdf5
 
 from ups.data import darus
@@ -23,11 +26,14 @@ NAME = "1D_Burgers_Sols_Nu0.01.hdf5"
 
 @dataclass
 class Server:
-    """`faults` are of the next requests: "cut" (a third of the answer), "no range" (all of it), "page", or a status."""
+    """`faults` are of the next requests: "cut" (a third of the answer), "stall" (that, and no end), "no range" (all of
+    it), "page", or a status.
+    """
 
     content: bytes
     faults: list = field(default_factory=list)
     asked: list = field(default_factory=list)  # the first byte of each request
+    over: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, http: BaseHTTPRequestHandler) -> None:
         assert http.path == "/api/access/datafile/281363"
@@ -41,7 +47,10 @@ class Server:
         http.send_response(200 if fault in ("page", "no range") else 206)
         http.send_header("Content-Length", str(len(content)))
         http.end_headers()
-        http.wfile.write(content[: len(content) // 3] if fault == "cut" else content)
+        http.wfile.write(content[: len(content) // 3] if fault in ("cut", "stall") else content)
+        if fault == "stall":
+            http.wfile.flush()
+            self.over.wait(60)
 
 
 @pytest.fixture
@@ -63,6 +72,7 @@ def server(tmp_path, monkeypatch):
         monkeypatch.setattr(darus, "PAUSES", (0, 0))
         monkeypatch.setattr(darus, "BLOCK", BLOCK)
         yield made
+        made.over.set()
         http.shutdown()
 
 
@@ -110,6 +120,21 @@ def test_a_whole_part_is_taken_as_it_is(server, tmp_path):
     part(tmp_path / NAME).write_bytes(server.content)
     fetched(tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == server.content
+
+
+def test_a_killed_download_goes_on_where_it_was(server, tmp_path):
+    path = tmp_path / NAME
+    constants = {name: getattr(darus, name) for name in ("SERVER", "SIZE", "BLOCK", "PUBLISHED")}
+    code = f"from pathlib import Path; from ups.data import darus; vars(darus).update({constants!r})"
+    server.faults = ["stall"]
+    fetching = subprocess.Popen([sys.executable, "-c", f"{code}; darus.fetch(Path({str(path)!r}))"], cwd=ROOT)
+    wait_for(lambda: part(path).exists() and part(path).stat().st_size > 5 * BLOCK)
+    fetching.kill()
+    fetching.wait()
+    came = part(path).read_bytes()
+    assert server.content.startswith(came) and not path.exists()
+    fetched(path)
+    assert path.read_bytes() == server.content and server.asked == [0, len(came)]
 
 
 def test_what_is_not_the_published_file_is_thrown_away(server, tmp_path):

@@ -43,8 +43,9 @@ def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
 
 def hold(path: Path, held) -> None:
     with locked(path):
-        path.mkdir()
+        (path / "figures").mkdir(parents=True)
         (path / ".state.safetensors.4711.partial").write_text("half")
+        (path / "figures" / ".a.png.4711.partial").write_text("half")
         (path.parent / f".{path.name}.4711.partial").write_text("half")
         (path.parent / ".other.4711.partial").write_text("another's")
         held.set()

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 from dataclasses import replace
 
 import pytest
@@ -242,7 +243,6 @@ def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
     counters.clear()
     compile_each(called_networks(stage.network), backend="eager")
     train(training(stage, data, tmp_path, steps=4), [], RUNTIME)
-    stage.evaluate(data.test)
     assert counters["frames"]["ok"] == counters["frames"]["total"] > 0
 
 
@@ -286,8 +286,12 @@ def test_a_student_of_one_member_is_refused():
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"runtime\.compile=true needs a C\+\+ compiler"):
-        check_compiler("inductor")
+    with pytest.raises(UserError, match=r"runtime\.compile=true needs the C\+\+ compiler \S+: install it"):
+        check_compiler()
     (tmp_path / "g++").touch(mode=0o755)
-    check_compiler("inductor")
+    check_compiler()
+    monkeypatch.setenv("CXX", "another")
+    with pytest.raises(UserError, match="the C\\+\\+ compiler another"):
+        check_compiler()

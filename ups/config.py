@@ -177,7 +177,8 @@ def check(cfg: DictConfig) -> None:
     lacking = [] if "checkpoint" in content else [group for group in GROUPS if group not in content]
     if lacking:
         raise UserError(f"{lacking[0]} is not set: give {lacking[0]}=OPTION")
-    for key, value in _leaves(content):
+    # What a stage takes from elsewhere is told under the key that was typed.
+    for key, value in sorted(_leaves(content), key=lambda leaf: leaf[0].startswith("stage.")):
         general = re.sub(r"^stage\.(requires\.)*(?=.)", "stage.", key)
         rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, general)]
         for rule in rules:
@@ -199,12 +200,14 @@ def _is_part(content: dict, key: str) -> bool:
 
 def _check_pairs(cfg: DictConfig) -> None:
     """What holds between keys."""
-    stage, path = cfg.get("stage"), "stage"
+    nodes, stage, path = {"operator": cfg.get("operator")}, cfg.get("stage"), "stage"
     while stage is not None:
-        low, high = stage.get("input_noise", (0, 0))
+        nodes[path] = stage
+        stage, path = stage.get("requires"), f"{path}.requires"
+    for path, node in nodes.items():
+        low, high = node.input_noise if node and "input_noise" in node else (0, 0)
         if low > high or (high > 0 and low == 0):
             raise UserError(f"{path}.input_noise=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
-        stage, path = stage.get("requires"), f"{path}.requires"
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:
         return

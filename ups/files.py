@@ -124,7 +124,7 @@ def locked(path: Path) -> Iterator[None]:
                 console.print(f"another run makes {path}: waiting for it")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # Who has the lock is alone: what is half-written is a dead process's.
-            for partial in [*path.parent.glob(f".{path.name}.*.partial"), *path.glob(".*.partial")]:
+            for partial in [*path.parent.glob(f".{path.name}.*.partial"), *path.rglob(".*.partial")]:
                 partial.unlink()
         yield
 

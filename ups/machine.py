@@ -18,6 +18,11 @@ def rank() -> int:
     return _from_torchrun("RANK", 0)
 
 
+def under_torchrun() -> bool:
+    """Of one process too."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def local_processes() -> int:
     """On this machine."""
     return _from_torchrun("LOCAL_WORLD_SIZE", 1)
@@ -30,4 +35,4 @@ def local_rank() -> int:
 
 def _from_torchrun(name: str, alone: int) -> int:
     """The names are common ones, so they count only where torchrun says that it was there."""
-    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
+    return int(os.environ[name]) if under_torchrun() else alone

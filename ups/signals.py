@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from ups.console import console
 from ups.errors import Interrupted
-from ups.machine import processes
+from ups.machine import under_torchrun
 
 T = TypeVar("T")
 
@@ -37,15 +37,15 @@ def interruption(number: int, what: str) -> Interrupted:
 
 
 def end_at_once_from_now_on() -> None:
-    """After a first signal: another one ends the process where it is. What is saved is saved."""
+    """After a first signal: another one ends the process where it is, see `_end_at_once`. What is saved is saved."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in stopping():
         signal.signal(number, _end_at_once)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
-    """Under torchrun a second signal is often the first one again, passed on; torchrun itself kills what stays."""
-    if processes() > 1:
+    """Not under torchrun: there it is often the first signal again, passed on, and torchrun itself kills what stays."""
+    if under_torchrun():
         return
     os.write(2, f"{signal.Signals(number).name} again: ended at once\n".encode())
     os._exit(128 + number)
@@ -58,7 +58,7 @@ class Abandoned(BaseException):
 class StopSignal:
     """`with StopSignal() as stop: ... if stop.received: ...`; the handlers before are put back after it.
 
-    A first signal sets the flag that a loop reads at its step's end; a second one ends at once.
+    A first signal sets the flag that a loop reads at its step's end; a second one ends at once (not under torchrun).
     """
 
     received: int | None = None
@@ -68,9 +68,10 @@ class StopSignal:
         self._before = {number: signal.signal(number, self._handle) for number in stopping()}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
+        repeats_do_not_count = kind is Interrupted and under_torchrun()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, _end_at_once if repeats_do_not_count else handler)
 
     def unless_received(self, work: Callable[[], T]) -> T | None:
         """Work that a signal cuts short, for what takes longer than a step; None if it did."""
@@ -85,9 +86,9 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            if number == signal.SIGALRM:
-                return  # the timer asks for no more than what is under way
-            _end_at_once(number, frame)
+            if number != signal.SIGALRM:  # the timer asks for no more than what is under way
+                _end_at_once(number, frame)
+            return
         self.received = number
         if self._abandons:
             raise Abandoned

@@ -13,7 +13,7 @@ from ups.loggers.logger import Logger
 
 
 class Figures(Callback):
-    """space_time, error, spectrum and, of several members, ensemble, for each stage at its end."""
+    """space_time, error, spectrum and, of several members, ensemble, for each stage at its end, or as it was found."""
 
     def __init__(self, loggers: Iterable[Logger], folder: Path):
         self.loggers = list(loggers)

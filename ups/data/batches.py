@@ -61,7 +61,7 @@ class Batch:
 
 
 def generator_of(device: torch.device, *key: int) -> torch.Generator:
-    """A generator whose stream is a function of the key, by NumPy's SeedSequence. Zeros at its end do not count."""
+    """A generator whose stream is a function of the key, by NumPy's SeedSequence; (seed,) and (seed, 0) are one key."""
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed >> 1))
 

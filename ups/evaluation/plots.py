@@ -119,7 +119,7 @@ def median_trajectory(prediction: Tensor, truth: Tensor) -> int:
 
 def save_figures(
     folder: Path, name: str, members: Tensor, truth: Tensor, time_step: float, others: dict[str, Tensor]
-) -> dict[str, Path]:  # fmt: skip
+) -> None:
     """The figures of (M, S, T, N) rollouts and their mean as `folder/NAME_*.png`, of the median trajectory.
 
     truth and others: (S, T, N). One member is a deterministic prediction, and has no figure of an ensemble.
@@ -142,7 +142,6 @@ def save_figures(
     }
     if len(members) > 1:
         figures["ensemble"] = ensemble_panels(members, truth, time_step, f"{title}: {len(members)} members")
-    paths = {kind: folder / f"{name}_{kind}.png" for kind in figures}
     for kind, figure in figures.items():
-        write(paths[kind], lambda partial, figure=figure: figure.savefig(partial, format="png", dpi=120))
-    return paths
+        save = lambda partial, figure=figure: figure.savefig(partial, format="png", dpi=120)
+        write(folder / f"{name}_{kind}.png", save)

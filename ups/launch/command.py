@@ -100,7 +100,7 @@ def job_of(cfg: DictConfig) -> Job:
         raise UserError("dataset.download=true brings 8.2 GB to the machine: use vast.disk=40 vast.traffic=20")
     if cfg.runtime.compile and cfg.vast.image.endswith("-runtime"):
         devel = cfg.vast.image.removesuffix("-runtime") + "-devel"
-        raise UserError(f"runtime.compile=true needs a C compiler, which this image lacks: use vast.image={devel}")
+        raise UserError(f"runtime.compile=true needs a C++ compiler, which this image lacks: use vast.image={devel}")
     settings, secrets = environment_of(cfg)
     keeps_nothing = why_not_kept(cfg)
     if keeps_nothing and not cfg.vast.allow_loss:

@@ -79,7 +79,8 @@ def offer_of(row: dict, settings: DictConfig, money: float) -> Offer:
 def no_offer(found: int, settings: DictConfig, money: float, shunned: int) -> UserError:
     """Why there is nothing to rent."""
     if not found:
-        return UserError("no offer fits: loosen vast.offer.* (gpu, gpu_memory, reliability, cuda, region) or vast.disk")
+        keys = "vast.offer.* (gpu, gpu_memory, reliability, cuda, region), vast.disk or vast.max_hours"
+        return UserError(f"no offer fits: loosen {keys}")
     return UserError(
         f"{found} offers fit vast.offer, none the money: raise vast.max_price={settings.max_price}, or vast.max_cost "
         f"and vast.max_total_cost (${money:.2f} are left), or lower vast.min_hours={settings.min_hours}"

@@ -79,4 +79,3 @@ class AttentionBlock(nn.Module):
         angles = torch.arange(1, HARMONICS + 1, device=angle.device)[:, None, None] * angle
         waves = torch.cat((angles.cos(), angles.sin()))
         return torch.einsum("hk,kij->hij", self.relative, waves)
-

@@ -77,6 +77,8 @@ def watch(network: nn.Module) -> list[str]:
 
 
 def is_wrong(value) -> bool:
+    if isinstance(value, tuple):
+        return any(map(is_wrong, value))
     return isinstance(value, torch.Tensor) and not bool(value.isfinite().all())
 
 

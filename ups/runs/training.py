@@ -28,7 +28,7 @@ from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
 from ups.training.obtain import Obtained, obtain, try_out
 from ups.training.plan import Planned, make_plan, print_plan
-from ups.training.runtime import set_up
+from ups.training.runtime import check_compiler, set_up
 
 
 def run_training(cfg: DictConfig) -> float:
@@ -64,6 +64,9 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     origins = by_first(lambda: fetch_missing(identity, store, cfg, runtime))
     plan = make_plan(identity, store, cfg.require, origins)
     print_plan(plan)
+    trains = any(planned.action != "found" for planned in plan)
+    if runtime.compile and trains:
+        check_compiler()
 
     @cache
     def data() -> Splits:
@@ -78,7 +81,7 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
 
     callbacks: list[Callback] = []
     if rank() == 0:
-        for logger in make_loggers(cfg, folder, trains=any(planned.action != "found" for planned in plan)):
+        for logger in make_loggers(cfg, folder, trains):
             loggers.append(logger)  # one by one: those that started are finished, even if the next cannot start
         callbacks = make_callbacks(cfg, loggers, folder)
     obtained = obtain(plan, data, callbacks, runtime)
@@ -124,10 +127,11 @@ def make_callbacks(cfg: DictConfig, loggers: list[Logger], folder: Path) -> list
 
 def report(result: dict, folder: Path) -> None:
     test = result["metrics"]["test"]
+    figures = " and figures" if (folder / "figures").exists() else ""
     console.print(
         f"{result['stage']}: rollout nRMSE {result['score']:.2e} on validation, {test['rollout_nrmse']:.2e} on test "
         f"trajectories; one step {test['one_step_nrmse']:.2e}\n"
-        f"checkpoint {result['checkpoint']}\nresult and figures in {folder}"
+        f"checkpoint {result['checkpoint']}\nresult{figures} in {folder}"
     )
 
 

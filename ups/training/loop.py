@@ -112,7 +112,9 @@ class Training:
 
 
 def train(training: Training, callbacks: Iterable[Callback], runtime: Runtime) -> None:
-    """From the training's step to its last; the network then has the weights that validated best."""
+    """From the training's step to its last; the stage's network is then its average, with the weights that validated
+    best.
+    """
     settings, stage, data = training.settings, training.stage, training.data
     place = (training.entry.identity, settings.key, runtime.device)
     step_memory, evaluation_memory = stepping(*place), evaluating(*place, "validation")

@@ -189,7 +189,7 @@ def train_stage(
         state = entry.load_state()
     if state:
         training.load_state(state)
-    if state and is_repeatable(state, runtime):
+    if state and by_first(lambda: is_repeatable(state, runtime)):  # one answer: what follows is done by all
         if runtime.threads is None:
             torch.set_num_threads(state.facts["threads"])
     else:
@@ -216,7 +216,8 @@ def train_stage(
 
 def is_repeatable(state: State, runtime: Runtime) -> bool:
     """Whether this machine can take the state's further steps as the one that saved it would have."""
-    alike = (state.facts["device"], state.facts["processes"]) == (runtime.device.type, processes())
+    device = state.facts.get("device", runtime.device.type)  # older states do not tell
+    alike = (device, state.facts["processes"]) == (runtime.device.type, processes())
     return alike and state.facts["threads"] <= max_threads()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -75,7 +76,6 @@ def compile_each(networks: Iterable[nn.Module], backend: str = "inductor") -> No
     Dynamo counts what it compiled of one `forward` for all networks of its class together: of other channels, of other
     batches, with and without gradients. Beyond its limit it would go back to eager with no more than a warning.
     """
-    check_compiler(backend)
     networks = list(networks)
     dynamo = torch._dynamo.config
     dynamo.cache_size_limit = max(dynamo.cache_size_limit, VARIANTS * len(networks))
@@ -83,11 +83,11 @@ def compile_each(networks: Iterable[nn.Module], backend: str = "inductor") -> No
         network.compile(backend=backend)
 
 
-def check_compiler(backend: str) -> None:
-    """Inductor writes C++ and, on a GPU, what Triton compiles with the C compiler."""
-    wanted = (os.environ.get("CXX"), "g++", "c++", "clang++")
-    if backend == "inductor" and not any(name and shutil.which(name) for name in wanted):
-        raise UserError("runtime.compile=true needs a C++ compiler, and none is found: install g++, or set it to false")
+def check_compiler() -> None:
+    """The one that Inductor will call."""
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if not shutil.which(name):
+        raise UserError(f"runtime.compile=true needs the C++ compiler {name}: install it, or leave the key false")
 
 
 def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:

@@ -78,7 +78,7 @@ class Entry:
         """The scores; a `UserError` if there are none that can be read."""
         result = read_json(self.path / RESULT)
         try:
-            result["metrics"] = with_nan(result["metrics"])  # a test that diverged
+            result |= {key: with_nan(result[key]) for key in ("score", "metrics")}  # of what diverged
             test = result["metrics"]["test"]
             scores = (result["score"], test["rollout_nrmse"], test["one_step_nrmse"])
         except (KeyError, TypeError):
