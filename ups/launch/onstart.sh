@@ -6,8 +6,10 @@
 # UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
 cd /
 W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} T=${UPS_DEADLINE:-0}
-# The Python that has torch is conda's, whatever else the machine has; in a rehearsal it is the user's.
-PATH=${UPS_FOLDER:+$PATH:}/opt/conda/bin:$PATH U=${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/
+# The Python that has torch is conda's, whatever else the machine has; in a rehearsal it is the user's. L is the
+# container's own log, which is what the service shows.
+[ "$UPS_FOLDER" ] || PATH=/opt/conda/bin:$PATH L=/proc/1/fd/1
+U=${VAST_URL:-https://console.vast.ai}/api/v0/instances/$CONTAINER_ID/
 export P U
 say() { echo "ups $(date -u +%T) $*"; }
 
@@ -59,10 +61,10 @@ clone() {
   git "$@" fetch -q "$UPS_REPO" "$UPS_COMMIT" || git "$@" fetch -q "$UPS_REPO" "$UPS_BRANCH" || return
   git -C new checkout -q "$UPS_COMMIT" && mv new repo
 }
-# The image's torch stays; what only the launcher and the tests need is left out.
+# The image's torch stays; what only the launcher and the tests need is left out, by the beginnings of the names.
 install() {
   python3 -c 'import torch' 2>/dev/null && t='|torch'
-  grep -vE "^(vastai|pytest|hypothesis|ruff|shellcheck$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
+  grep -vE "^(vastai|pytest|hypo|ruff|shell$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
 }
 # A full disk may end the log; all the rest goes on without it.
 main() {
@@ -87,8 +89,6 @@ command -v python3 || say "STILL BILLED: no python3"
 [ -e "$W/unsaved" ] && [ "$T" -lt $((N = $(date +%s) + 900)) ] && T=$N
 setsid python3 -c "$END" "$T" "$W/unsaved" &
 mkdir -p "$W"
-# Also into the container's own log, which is what the service shows.
-[ "$UPS_FOLDER" ] || L=/proc/1/fd/1
 # shellcheck disable=SC2086 # or none
 cd "$W" && main "$@" 2>&1 | tee -a log $L
 : end of onstart.sh
