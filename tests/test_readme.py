@@ -28,9 +28,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("reader")
 
 
-def run(arguments, folder):
+def run(arguments, folder, place=None):
+    """In `place`, or else in the reader's folder, which is their home too."""
     environment = clean_environment(folder)
-    return subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(arguments, cwd=place or folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
 def test_the_readme_has_its_two_commands():
@@ -107,7 +108,7 @@ def test_command(command, folder, cache):
         return
     if words[:3] == ["python", "-m", "pytest"]:
         # This very suite: here, that it is found; from the repo, as a reader would.
-        answer = run([sys.executable, *words[1:], "--collect-only"], ROOT)
+        answer = run([sys.executable, *words[1:], "--collect-only"], folder, place=ROOT)
         assert answer.returncode == 0 and "tests/test_" in answer.stdout, answer.stdout[-2000:]
         return
     launcher = []
