@@ -247,7 +247,9 @@ def table(report: dict) -> str:
         cells.append(" ".join(f"{value:.2e}" for value in row["nrmse_of_seeds"]))
         cells += [f"{row['nrmse_one_member']:.2e}" if stochastic else "", f"{row['crps']:.2e}"]
         ratios = (longer["crps"], corrector["crps"], longer["nrmse"])
-        cells += [f"{ratio:.2f} [{low:.2f}, {high:.2f}]" for ratio, low, high in ratios]
+        # A single trajectory that one of the two lost leaves no ratio.
+        for ratio, low, high in ratios:
+            cells.append(f"{ratio:.2f} [{low:.2f}, {high:.2f}]" if 0.01 < low <= high < 100 else "")
         cells.append(f"{row['frmse_high']:.2e}")
         cells.append(f"{row['spread_skill']:.2f}" if stochastic else "")
         cells.append(f"{row['coverage_50']:.0%}, {row['coverage_90']:.0%}" if stochastic else "")
