@@ -1,6 +1,7 @@
 """Shared by the tests: a command run as a user runs it, and the files this project did not write."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,23 +16,29 @@ from ups.data.trajectories import Splits
 from ups.machine import cores
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = [
+DRAWN = [
     "experiment=smoke", "budget.operator=6", "budget.diffusion_residual=6", "budget.consistency_distill=6",
     "stage.evaluations=2", "callbacks.step_metrics.every=2", "runtime.threads=1", "dataset.rollout_steps=5",
 ]  # fmt: skip
+FONTS = Path.home() / ".cache" / "matplotlib"  # a list of fonts for each new home would take seconds
+SMALL = [*DRAWN, "~callbacks.figures"]  # drawing takes a third of so short a run
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and `&` have it ignored, and children inherit that
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores: many tests wait for a clock."""
-    return cores() + 1
+    """Twice the cores: many tests wait for a clock."""
+    return 2 * cores()
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
-    """One cache of generated data for all tests."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache of generated data for all tests, of all workers: one of them generates, the others wait."""
+    ours = tmp_path_factory.getbasetemp()
+    folder = (ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +56,8 @@ def command(tmp_path, cache):
     """`command("train.py", "stage=operator")` in an empty folder, without W&B's key -> the completed process."""
 
     def run(script: str, *overrides: str, timeout: float = 120, **environment: str):
-        shared = [f"cache={cache}"] if script == "train.py" and "--help" not in overrides else []
+        shared = [f"cache={cache}"] if script == "train.py" and not {"--help", "cache=own"} & {*overrides} else []
+        shared += ["runtime.threads=1"] if script == "evaluate.py" else []  # beside other tests, two are slow
         return subprocess.run(
             [sys.executable, str(ROOT / script), *overrides, *shared], cwd=tmp_path, timeout=timeout, text=True,
             capture_output=True, env=clean_environment(tmp_path) | environment, stdin=subprocess.DEVNULL,
@@ -64,7 +72,7 @@ def train_config(*overrides: str) -> DictConfig:
 
 def clean_environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VAST"))}
-    return kept | {"HOME": str(home), "COLUMNS": "120"}
+    return kept | {"HOME": str(home), "COLUMNS": "120", "MPLCONFIGDIR": str(FONTS), "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def foreign(name: str) -> Path:

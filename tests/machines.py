@@ -22,8 +22,7 @@ class Machine:
 
     def start(self, server: WandbServer, *arguments: str, **environment: str) -> subprocess.Popen:
         self.folder.mkdir(exist_ok=True)
-        own = {"PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(self.cache)}  # no new list of fonts for each machine
-        environment = clean_environment(self.folder) | server.environment | own | environment
+        environment = clean_environment(self.folder) | server.environment | {"PYTHONPATH": str(ROOT)} | environment
         return subprocess.Popen(
             [sys.executable, *arguments], cwd=self.folder, env=environment, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,

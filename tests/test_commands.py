@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb_log
-from conftest import ROOT, SMALL, clean_environment, foreign
+from conftest import DRAWN, ROOT, SMALL, clean_environment, foreign
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -35,7 +36,7 @@ def metrics_of(folder: Path) -> list[dict]:
 
 def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
     validated = ["stage.requires.evaluations=2", "stage.requires.requires.evaluations=2"]
-    chain = ["stage=consistency_distill", *SMALL, *validated]
+    chain = ["stage=consistency_distill", *DRAWN, *validated]
     answer = command("train.py", *chain)
     assert answer.returncode == 0, answer.stderr
     (folder,) = run_folders(tmp_path)
@@ -154,7 +155,7 @@ def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(comm
     assert re.search(r"first output that is not finite: \w", again.stdout)
 
 
-@pytest.mark.parametrize("loggers", ["none", "csv", "[wandb,csv]", "[wandb,tensorboard]"])
+@pytest.mark.parametrize("loggers", ["none", "csv", "[wandb,csv,tensorboard]"])
 def test_metrics_csv_is_written_whatever_the_logger(loggers, command, tmp_path):
     answer = command("train.py", f"logger={loggers}", *SMALL)
     assert answer.returncode == 0, answer.stderr
@@ -171,7 +172,7 @@ def test_tensorboard_has_every_point_of_both_stages_over_its_own_step(command, t
     """Once, though the second start in the folder shows the first stage again."""
     folder = tmp_path / "run"
     for stage in STAGES[:2]:
-        answer = command("train.py", "logger=tensorboard", f"stage={stage}", "hydra.run.dir=run", *SMALL)
+        answer = command("train.py", "logger=tensorboard", f"stage={stage}", "hydra.run.dir=run", *DRAWN)
         assert answer.returncode == 0, answer.stderr
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
     expected = {}
@@ -197,14 +198,25 @@ def test_an_unreachable_server_does_not_stop_a_training(command, tmp_path):
     assert len(metrics_of(folder)) == len(wandb_log.read(folder).points("training/operator/loss")) == 5
 
 
-def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
-    assert command("train.py", "stage=diffusion_residual", "logger=none", *SMALL).returncode == 0
+@pytest.fixture(scope="module")
+def diffusion(tmp_path_factory, cache) -> Path:
+    """A folder with a trained diffusion and its operator in its store."""
+    folder = tmp_path_factory.mktemp("diffusion")
+    subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "stage=diffusion_residual", "logger=none", *SMALL, f"cache={cache}"],
+        cwd=folder, env=clean_environment(folder), check=True, capture_output=True,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.xdist_group("evaluate")
+def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path, cache, diffusion):
     scored = {}
     for name in STAGES[:2]:
-        (checkpoint,) = (tmp_path / "store").glob(f"{name}-*/")
+        (checkpoint,) = (diffusion / "store").glob(f"{name}-*/")
         compared = f"compare={'null' if name == 'operator' else scored['operator']['checkpoint']}"
         answer = command(
-            "evaluate.py", f"checkpoint={checkpoint}", f"cache={tmp_path / 'cache'}", "rollout_steps=5", compared
+            "evaluate.py", f"checkpoint={checkpoint}", f"cache={cache}", "rollout_steps=5", compared
         )
         assert answer.returncode == 0, answer.stderr
         folder = max(tmp_path.rglob("metrics.json"), key=lambda path: path.stat().st_mtime).parent
@@ -224,6 +236,9 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
         assert metrics["trajectories"] == 8 and metrics["seconds"] > 0
         corrector = {"members", "spread_skill", "rank_histogram", "evaluations_per_step"}
         assert bool(corrector & set(metrics)) == (corrector <= set(metrics)) == (name == "diffusion_residual")
+        if name == "diffusion_residual":
+            low, high = metrics["spread_skill_interval"]
+            assert low < metrics["spread_skill"] < high
         assert "persistence" in answer.stdout
         figures = {"space_time", "error", "spectrum"} | ({"ensemble"} if name == "diffusion_residual" else set())
         assert {path.stem for path in (folder / "figures").iterdir()} == {f"{name}_{kind}" for kind in figures}
@@ -238,10 +253,10 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path):
     assert ratio["crps_ratio"] == pytest.approx(corrector["crps"] / operator["mae"], rel=1e-5)
 
 
-def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tmp_path):
+@pytest.mark.xdist_group("evaluate")
+def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tmp_path, diffusion):
     path = foreign("1D_Burgers_Sols_Nu0.01_n16.hdf5")
-    assert command("train.py", "logger=none", *SMALL).returncode == 0
-    (checkpoint,) = (tmp_path / "store").glob("operator-*/")
+    (checkpoint,) = (diffusion / "store").glob("operator-*/")
     answer = command("evaluate.py", f"checkpoint={checkpoint}", "dataset=pdebench_burgers", f"dataset.path={path}")
     assert answer.returncode == 0, answer.stderr
     (file,) = tmp_path.rglob("metrics.json")
@@ -257,10 +272,11 @@ def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tm
     assert metrics["trajectories"] == 3 and 0 < metrics["baselines"]["solver"]["nrmse"] < 1e-3
 
 
-def test_evaluate_says_what_is_missing(command, tmp_path):
+@pytest.mark.xdist_group("evaluate")
+def test_evaluate_says_what_is_missing(command, tmp_path, diffusion):
     answer = command("evaluate.py", "checkpoint=nowhere")
     assert answer.returncode == 1 and answer.stderr.strip().splitlines()[-1].startswith("error: checkpoint=nowhere")
-    assert command("train.py", "stage=diffusion_residual", "logger=none", *SMALL).returncode == 0
+    shutil.copytree(diffusion / "store", tmp_path / "store")
     (operator,) = (tmp_path / "store").glob("operator-*/")
     os.rename(operator, tmp_path / "elsewhere")
     (corrector,) = (tmp_path / "store").glob("diffusion_residual-*/")

@@ -22,7 +22,7 @@ from ups.training.state import read_state
 pytestmark = pytest.mark.slow
 
 QUICK = [
-    "logger=none", "~callbacks.figures", *SMALL, "dataset.initial_frame=2", "dataset.rollout_steps=5", "model.width=8",
+    "logger=none", *SMALL, "dataset.initial_frame=2", "dataset.rollout_steps=5", "model.width=8",
 ]  # fmt: skip
 
 

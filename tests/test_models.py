@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import conv1d
 
 from ups.data.exact import cole_hopf
 from ups.data.initial_conditions import cell_centres, random_sinusoids
@@ -16,6 +17,7 @@ from ups.models.corrector import Corrector, scaled_without_mean
 from ups.models.dilresnet import DilatedResNet
 from ups.models.fno import FNO
 from ups.models.latent_operator import LatentOperator
+from ups.models.layers import CircularConv
 from ups.models.solver_in_the_loop import SolverInTheLoop, cole_hopf_step
 from ups.models.step import OpenedStep, Step
 from ups.models.subcell import SubcellCorrection
@@ -128,6 +130,17 @@ def test_step_in_half_precision_is_near_the_whole(step):
 @pytest.mark.parametrize("points", [16, 32, 128])
 def test_networks_take_other_resolutions(step, points):
     assert step(fields(points), NU, 0.05).shape == (3, points)
+
+
+@pytest.mark.parametrize(("points", "kernel"), [(64, 5), (64, 1), (16, 5), (15, 5), (3, 5), (1, 5)])
+def test_a_circular_convolution_is_that_of_the_field_repeated(points, kernel):
+    """A dilation of 8: kernel 5 reaches 16 points to each side."""
+    conv = random_weights(CircularConv(2, 3, kernel, dilation=8))
+    x = torch.randn(4, 2, points, generator=torch.Generator().manual_seed(1))
+    turns = 1 + conv.reach // points
+    repeated = conv1d(x.repeat(1, 1, 2 * turns + 1), conv.weight, conv.bias, dilation=8)
+    first = turns * points - conv.reach  # what is centred on the middle field's first point
+    torch.testing.assert_close(conv(x), repeated[..., first : first + points])
 
 
 @pytest.mark.parametrize("nu", [0.001, 0.01, 0.1, 1.0])

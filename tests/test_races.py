@@ -25,7 +25,7 @@ def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
         subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), "stage=diffusion_residual", f"stage.optimizer.lr={job + 1}e-3",
              f"hydra.run.dir=run{job}", "stage.evaluations=1", "logger=none", *shared, f"cache={cache}",
-             "~callbacks.figures", "stage.requires.evaluations=1", "stage.evaluations_per_step=1", "stage.members=1",
+             "stage.requires.evaluations=1", "stage.evaluations_per_step=1", "stage.members=1",
              "dataset.rollout_steps=2"],
             cwd=tmp_path, env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True,
         )

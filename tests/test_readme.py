@@ -1,6 +1,7 @@
 """Every command in a block of bash of the README and docs/ runs: trainings at smoke size, the rest as it stands."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -32,6 +33,10 @@ def run(arguments, folder, place=None):
     """In `place`, or else in the reader's folder, which is their home too."""
     environment = clean_environment(folder)
     return subprocess.run(arguments, cwd=place or folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_one_worker_has_all_of_this_file(request):
+    assert request.node.nodeid.endswith("@readme") or "PYTEST_XDIST_WORKER" not in os.environ
 
 
 def test_the_readme_has_its_two_commands():
@@ -107,9 +112,10 @@ def test_command(command, folder, cache):
                     "-r", str(ROOT / "requirements.txt")], folder).returncode == 0  # fmt: skip
         return
     if words[:3] == ["python", "-m", "pytest"]:
-        # This very suite: here, that it is found; from the repo, as a reader would.
-        answer = run([sys.executable, *words[1:], "--collect-only"], folder, place=ROOT)
-        assert answer.returncode == 0 and "tests/test_" in answer.stdout, answer.stdout[-2000:]
+        # This very suite; of the soak, that it is found.
+        if "soak" in words:
+            answer = run([sys.executable, *words[1:], "--collect-only", "tests/test_soak.py"], folder, place=ROOT)
+            assert answer.returncode == 0 and "test_soak.py::" in answer.stdout, answer.stdout[-2000:]
         return
     launcher = []
     if words[0] == "torchrun":
@@ -129,7 +135,7 @@ def test_command(command, folder, cache):
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
         few = ["dataset.test=2", "dataset.solver_points=256"] if "dataset=burgers" in words else []
-        arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:], *few]
+        arguments = [sys.executable, str(ROOT / "evaluate.py"), *words[2:], *few, "runtime.threads=1"]
     elif words[:2] == ["python", "launch_vast.py"]:
         # test_launch.py rents and rehearses with these; here: the config composes and is valid.
         overrides = [word.split(",")[0].replace("=ID", "=1") for word in words[2:] if word != "-m"]

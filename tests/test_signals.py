@@ -16,7 +16,7 @@ from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
-LONG = ["logger=none", *SMALL, "budget.operator=40000", "stage.evaluations=1", "~callbacks.figures"]
+LONG = ["logger=none", *SMALL, "budget.operator=40000", "stage.evaluations=1"]
 POINTS, LOCK = "outputs/*/*/metrics.csv", "own/burgers/train-*.lock"
 
 

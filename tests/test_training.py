@@ -24,6 +24,7 @@ from ups.training.identity import from_content
 from ups.training.loop import train
 from ups.training.obtain import is_repeatable
 from ups.training.optimizer import learning_rate
+from ups.training.runtime import choose_threads, set_up
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
 
@@ -242,6 +243,23 @@ def test_a_part_of_the_network_has_its_own_learning_rate(data, tmp_path):
     (operator_at_rest, corrector), (slow_operator, same_corrector) = changes.values()
     assert operator_at_rest == 0 < slow_operator < 1e-2 * corrector
     assert same_corrector == pytest.approx(corrector, rel=0.1)
+
+
+@pytest.mark.parametrize(("two", "chosen", "steps"), [(0.002, 2, 6), (0.03, 1, 6), (0.5, 1, 2)])
+def test_the_threads_are_those_that_are_faster(two, chosen, steps, monkeypatch):
+    """A step of 20 ms by one thread; where two take far longer, as on a busy machine, one step shows it."""
+    monkeypatch.setattr("ups.training.runtime.cores", lambda: 2)
+    laps = []
+
+    def step():
+        laps.append(torch.get_num_threads())
+        time.sleep(two if laps[-1] == 2 else 0.02)
+
+    try:
+        choose_threads(set_up("cpu", "auto"), step)
+        assert torch.get_num_threads() == chosen and laps.count(2) == steps
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize(

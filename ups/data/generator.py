@@ -9,6 +9,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import TimeoutError, active_children, get_context, resource_tracker
 from pathlib import Path
@@ -168,8 +169,9 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
     """Of chunks (rows, u0, kappa): (rows, their solution) as they come, from a process a core if that is a CPU's."""
     workers = min(cores(), len(chunks))
     if device.type != "cpu" or workers == 1:
-        for rows, u0, kappa in chunks:
-            yield rows, solve_chunk(u0, kappa)
+        with one_thread():
+            for rows, u0, kappa in chunks:
+                yield rows, solve_chunk(u0, kappa)
         return
     # Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
@@ -189,6 +191,17 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
                 if set(active_children()) != alive:  # the pool starts another and waits for the lost work forever
                     raise UserError("a process that generates data was killed (out of memory?): free some, start again")
             yield chunks[solution[0]][0], torch.from_numpy(solution[1])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A chunk's kernels are small: beside other work, the barriers of two threads took 50 times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _next(solutions) -> tuple | None:

@@ -75,7 +75,8 @@ def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
     crps: the fair (unbiased in M) estimate, mean over everything, and its list `crps_per_trajectory` (S). Of one member
     it is the mean absolute error, and then there is nothing else.
     spread_skill: root of the mean variance over the root mean square error of the ensemble's mean, corrected for M;
-    1 for a calibrated ensemble. spread_skill_per_frame: the same of each frame (T).
+    1 for a calibrated ensemble. spread_skill_per_frame: the same of each frame (T). variance_per_trajectory and
+    square_error_per_trajectory (S): what it is the root of the ratio of, in the mean.
     coverage_50, coverage_90: how often the truth is inside that central interval, which needs 3 and 19 members.
     rank_histogram: how often 0 .. M members are below the truth (M + 1); all alike for a calibrated ensemble.
     """
@@ -84,11 +85,13 @@ def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
     scores = {"crps": float(crps.mean()), "crps_per_trajectory": crps.tolist()}
     if count == 1:
         return scores
-    variance, error = members.var(0), (members.mean(0) - truth).square()
-    spread_skill = lambda *over: (variance.mean(over) * (count + 1) / count / error.mean(over)).sqrt()
+    variance, error = members.var(0) * (count + 1) / count, (members.mean(0) - truth).square()
+    spread_skill = lambda *over: (variance.mean(over) / error.mean(over)).sqrt()
     scores |= {
         "spread_skill": float(spread_skill(0, 1, 2)),
         "spread_skill_per_frame": spread_skill(0, 2).tolist(),
+        "variance_per_trajectory": variance.mean((1, 2)).tolist(),
+        "square_error_per_trajectory": error.mean((1, 2)).tolist(),
         "rank_histogram": rank_histogram(members, truth),
     }
     ordered = members.sort(0).values

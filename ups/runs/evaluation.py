@@ -1,5 +1,6 @@
 """One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,9 @@ def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size:
     """`fields` (M, S, T, N): the rollouts of `step` over the window; one if it is deterministic."""
     truth = window.u[:, 1:]
     metrics = field_metrics(fields.mean(0), truth) | ensemble_metrics(fields, truth)
+    if len(fields) > 1:
+        _, *square = paired_ratio(metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
+        metrics["spread_skill_interval"] = [math.sqrt(end) for end in square]
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
@@ -132,6 +136,9 @@ def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> T
     for measure in SHOWN:
         if measure in columns["surrogate"]:
             table.add_row(measure, *(f"{scores[measure]:.3g}" if measure in scores else "" for scores in scored))
+        if f"{measure}_interval" in columns["surrogate"]:
+            ends = [scores.get(f"{measure}_interval") for scores in scored]
+            table.add_row("  95 % interval", *(span(*each) if each else "" for each in ends))
     table.add_section()
     for measure, prefix in (("nrmse", ""), ("crps", "crps_")):
         ratio, low, high = (prefix + name for name in ("ratio", "low", "high"))

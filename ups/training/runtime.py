@@ -1,5 +1,6 @@
 """How a training is computed: device, threads, precision. No part of a stage's identity."""
 
+import math
 import os
 import shutil
 import sys
@@ -93,13 +94,17 @@ def check_compiler() -> None:
 def choose_threads(runtime: Runtime, step: Callable[[], None]) -> None:
     """Time `step` at one thread and at all cores of this process, and keep what is faster.
 
-    More is not always faster: on a shared machine the barriers of small kernels can cost 20 times the kernels.
+    More is not always faster: on a shared machine the barriers of small kernels can cost 20 times the kernels. Then one
+    step decides.
     """
     if runtime.threads is not None or runtime.device.type != "cpu":
         return
-    candidates = sorted({1, max_threads()})
-    seconds = {count: _seconds(step, count) for count in candidates} if len(candidates) > 1 else {1: 0.0}
-    torch.set_num_threads(by_first(lambda: min(seconds, key=seconds.get)))  # one number: one order of sums for all
+    chosen, many = 1, max_threads()
+    if many > 1:
+        one = _seconds(step, 1)
+        if _seconds(step, many, enough=4 * one) < one:
+            chosen = many
+    torch.set_num_threads(by_first(lambda: chosen))  # one number: one order of sums for all
 
 
 def max_threads() -> int:
@@ -107,8 +112,8 @@ def max_threads() -> int:
     return max(1, cores() // local_processes())
 
 
-def _seconds(step: Callable[[], None], threads: int) -> float:
-    """The median of five, after one to warm up."""
+def _seconds(step: Callable[[], None], threads: int, enough: float = math.inf) -> float:
+    """The median of five, after one to warm up; or the first that takes longer than `enough`."""
     torch.set_num_threads(threads)
     step()
     laps = []
@@ -116,4 +121,6 @@ def _seconds(step: Callable[[], None], threads: int) -> float:
         started = time.perf_counter()
         step()
         laps.append(time.perf_counter() - started)
+        if laps[-1] > enough:
+            return laps[-1]
     return sorted(laps)[2]
