@@ -56,10 +56,11 @@ def command(tmp_path, cache):
     """`command("train.py", "stage=operator")` in an empty folder, without W&B's key -> the completed process."""
 
     def run(script: str, *overrides: str, timeout: float = 120, **environment: str):
-        shared = [f"cache={cache}"] if script == "train.py" and not {"--help", "cache=own"} & {*overrides} else []
-        shared += ["runtime.threads=1"] if script == "evaluate.py" else []  # beside other tests, two are slow
+        # Beside other tests, an evaluation by two threads is slow.
+        shared = {"train.py": [f"cache={cache}"], "evaluate.py": ["runtime.threads=1"]}.get(script, [])
+        arguments = overrides if "--help" in overrides else [*shared, *overrides]
         return subprocess.run(
-            [sys.executable, str(ROOT / script), *overrides, *shared], cwd=tmp_path, timeout=timeout, text=True,
+            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, timeout=timeout, text=True,
             capture_output=True, env=clean_environment(tmp_path) | environment, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 

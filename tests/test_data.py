@@ -231,7 +231,7 @@ def test_a_trajectory_of_a_range_is_its_own_nus(tmp_path):
 
 
 def test_few_trajectories_are_generated_by_one_thread(tmp_path, monkeypatch):
-    """Beside other work, two took 50 times as long; what follows has as many as before."""
+    """Beside other work, two made minutes of seconds; what follows has as many as before."""
     threads = []
     monkeypatch.setattr("ups.data.generator.solve_frames", lambda u0, *_, frames, **__: (
         threads.append(torch.get_num_threads()), torch.zeros(len(u0), frames, u0.shape[-1]))[1])  # fmt: skip

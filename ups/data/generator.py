@@ -195,7 +195,7 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A chunk's kernels are small: beside other work, the barriers of two threads took 50 times as long."""
+    """A chunk's kernels are small: beside other work, the barriers of two threads made two minutes of two seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
