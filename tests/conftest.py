@@ -57,10 +57,11 @@ def command(tmp_path, cache):
 
     def run(script: str, *overrides: str, timeout: float = 120, **environment: str):
         # Beside other tests, an evaluation by two threads is slow.
-        shared = {"train.py": [f"cache={cache}"], "evaluate.py": ["runtime.threads=1"]}.get(script, [])
-        arguments = overrides if "--help" in overrides else [*shared, *overrides]
+        shared = {"train.py": {"cache": cache}, "evaluate.py": {"runtime.threads": 1}}.get(script, {})
+        given = {override.partition("=")[0] for override in overrides}
+        added = [f"{key}={value}" for key, value in shared.items() if not {key, "--help"} & given]
         return subprocess.run(
-            [sys.executable, str(ROOT / script), *arguments], cwd=tmp_path, timeout=timeout, text=True,
+            [sys.executable, str(ROOT / script), *overrides, *added], cwd=tmp_path, timeout=timeout, text=True,
             capture_output=True, env=clean_environment(tmp_path) | environment, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
