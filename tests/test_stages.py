@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import ROOT, train_config
 from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb, operator, student, training
-from torch._dynamo.utils import counters
 
 from ups.data.batches import batch_at
 from ups.data.symmetries import galilean, rolled
@@ -240,6 +239,7 @@ def test_the_student_leaves_its_teacher_alone(data, tmp_path):
 def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
     stage = STAGES[name]()
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters  # imported here: it takes seconds
     counters.clear()
     compile_each(called_networks(stage.network), backend="eager")
     train(training(stage, data, tmp_path, steps=4), [], RUNTIME)

@@ -12,7 +12,9 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import SMALL
 from small_training import OPTIMIZER, RUNTIME, STAGES, operator, student, training
+from torch import nn
 
 from ups.callbacks.callback import Callback
 from ups.callbacks.checkpoint import Checkpoint
@@ -23,7 +25,7 @@ from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content
 from ups.training.loop import train
 from ups.training.obtain import is_repeatable
-from ups.training.optimizer import learning_rate
+from ups.training.optimizer import AdamW, learning_rate
 from ups.training.runtime import choose_threads, set_up
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
@@ -230,6 +232,42 @@ def test_learning_rate_rises_and_falls():
     rates = [learning_rate(OPTIMIZER, step, 100) for step in range(100)]
     assert rates.index(max(rates)) == 9 and max(rates) == pytest.approx(3e-3)
     assert rates[0] < 1e-3 and rates[-1] < 1e-5
+
+
+def test_adamw_is_the_class_of_torch_bit_for_bit(tmp_path):
+    """Also where a parameter is complex, or has no gradient in some steps, and after a resume."""
+    torch.manual_seed(0)
+    waves = nn.ParameterList([torch.randn(4, dtype=torch.cfloat)])
+    ours = nn.ModuleDict({"fast": nn.Linear(4, 4), "slow": nn.Linear(4, 4), "waves": waves})
+    theirs = copy.deepcopy(ours)
+    settings = replace(OPTIMIZER, weight_decay=0.1)
+    optimizer = AdamW(ours, settings, {"slow": 0.1})
+    groups = [{"params": [*theirs["fast"].parameters(), *theirs["waves"].parameters()]},
+              {"params": theirs["slow"].parameters()}]  # fmt: skip
+    reference = torch.optim.AdamW(groups, betas=tuple(settings.betas), weight_decay=0.1, foreach=True)
+    for step in range(9):
+        lr = 1e-3 * (step + 1)
+        for group, relative in zip(reference.param_groups, (1.0, 0.1), strict=True):
+            group["lr"] = lr * relative
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            own.grad = torch.randn_like(own)
+            other.grad = own.grad.clone()
+        if step % 3:
+            ours["slow"].bias.grad = theirs["slow"].bias.grad = None
+        optimizer.step(lr)
+        reference.step()
+        if step == 5:
+            remembered = optimizer.state_dict()
+            optimizer = AdamW(ours, settings, {"slow": 0.1})
+            optimizer.load_state_dict(remembered)
+    assert all(torch.equal(own, other) for own, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_training_does_not_import_the_compiler(command):
+    """Which takes two seconds."""
+    answer = command("train.py", *SMALL, "logger=none", PYTHONPROFILEIMPORTTIME="1")
+    assert answer.returncode == 0 and " torch.nn\n" in answer.stderr and "torch._dynamo" not in answer.stderr
 
 
 def test_a_part_of_the_network_has_its_own_learning_rate(data, tmp_path):

@@ -19,15 +19,7 @@ from ups.stages.stage import Stage
 from ups.training.distributed import agreed, average, by_first, own_part
 from ups.training.levers import evaluating, stepping
 from ups.training.nonfinite import refuse_or_skip
-from ups.training.optimizer import (
-    Average,
-    OptimizerSettings,
-    adamw,
-    learning_rate,
-    load_moments,
-    moments,
-    set_learning_rate,
-)
+from ups.training.optimizer import AdamW, Average, OptimizerSettings, learning_rate
 from ups.training.runtime import Runtime
 from ups.training.state import State
 from ups.training.store import Entry
@@ -69,7 +61,7 @@ class Training:
     seconds: float = 0.0  # in steps, over all starts
 
     def __post_init__(self):
-        self.optimizer = adamw(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
+        self.optimizer = AdamW(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
         self.average = Average(self.stage.network, self.settings.optimizer.average)
 
     @property
@@ -98,14 +90,14 @@ class Training:
             "network": self.stage.network.state_dict(),
             "average": self.average.network.state_dict(),
             "best": self.best_weights,
-            "optimizer": moments(self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
         })  # fmt: skip
 
     def load_state(self, state: State) -> None:
-        tensors = {"best": {}, "optimizer": {}} | state.tensors  # a group without tensors leaves no trace
+        tensors = {"best": {}} | state.tensors  # a group without tensors leaves no trace
         self.stage.network.load_state_dict(tensors["network"])
         self.average.network.load_state_dict(tensors["average"])
-        load_moments(self.optimizer, tensors["optimizer"])
+        self.optimizer.load_state_dict(tensors["optimizer"])
         self.best_weights = tensors["best"]
         for name in ("step", "evaluated", "skipped", "best", "values", "rows", "seconds"):
             setattr(self, name, state.facts[name])
@@ -174,10 +166,7 @@ def training_step(training: Training, runtime: Runtime) -> None:
         settings.symmetries,
     )  # fmt: skip
     batch = own_part(whole())
-    lr = learning_rate(settings.optimizer, training.step, settings.steps)
-    set_learning_rate(training.optimizer, lr)
-
-    training.optimizer.zero_grad(set_to_none=True)
+    network.zero_grad()
     with runtime.autocast():
         loss, terms = stage.loss(batch)
     loss.backward()
@@ -185,8 +174,9 @@ def training_step(training: Training, runtime: Runtime) -> None:
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
     average([*(parameter.grad for parameter in parameters), loss, *terms.values()])
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.clip)
+    lr = learning_rate(settings.optimizer, training.step, settings.steps)
     if math.isfinite(float(grad_norm) + float(loss)):
-        training.optimizer.step()
+        training.optimizer.step(lr)
         training.average.update(network, training.step)
     else:
         refuse_or_skip(training, whole(), loss, grad_norm, runtime)

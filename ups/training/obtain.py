@@ -234,7 +234,7 @@ def trial_step(training: Training, runtime: Runtime) -> None:
     with runtime.autocast():
         loss, _ = stage.loss(batch)
     loss.backward()
-    training.optimizer.zero_grad(set_to_none=True)
+    training.stage.network.zero_grad()
 
 
 def check_frames(key: str, name: str, stage: Stage, frames: int) -> None:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
 
 
 @dataclass(frozen=True)
@@ -22,35 +25,43 @@ class OptimizerSettings:
     average: float
 
 
-def adamw(network: nn.Module, settings: OptimizerSettings, relative_lr: Mapping[str, float]) -> torch.optim.AdamW:
-    """`relative_lr`: see Stage. Each group of parameters has its own as "relative_lr"."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(relative_lr.get(name.partition(".")[0], 1.0), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": parameters, "relative_lr": relative} for relative, parameters in groups.items()],
-        settings.lr, tuple(settings.betas), weight_decay=settings.weight_decay, foreach=True,
-    )  # fmt: skip
+class AdamW:
+    """By torch's function: the class `torch.optim.AdamW` imports the compiler, which is two seconds of every start."""
 
+    def __init__(self, network: nn.Module, settings: OptimizerSettings, relative_lr: Mapping[str, float]):
+        """`relative_lr`: see Stage."""
+        self.settings = settings
+        self.groups: dict[float, list[nn.Parameter]] = {}  # by their relative learning rate
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                self.groups.setdefault(relative_lr.get(name.partition(".")[0], 1.0), []).append(parameter)
+        self.moments = {
+            parameter: {"step": torch.tensor(0.0)} | {name: torch.zeros_like(parameter) for name in MOMENTS}
+            for group in self.groups.values() for parameter in group
+        }  # fmt: skip
 
-def set_learning_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["relative_lr"]
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        beta1, beta2 = self.settings.betas
+        for relative_lr, group in self.groups.items():
+            parameters = [parameter for parameter in group if parameter.grad is not None]
+            of_each = lambda name, parameters=parameters: [self.moments[parameter][name] for parameter in parameters]
+            adamw(
+                parameters, [parameter.grad for parameter in parameters], *map(of_each, MOMENTS), [], of_each("step"),
+                lr=lr * relative_lr, beta1=beta1, beta2=beta2, weight_decay=self.settings.weight_decay, eps=1e-8,
+                amsgrad=False, maximize=False, foreach=True, has_complex=any(map(torch.is_complex, parameters)),
+            )  # fmt: skip
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that it remembers; its settings come from the config, the learning rate with each step."""
+        return {
+            f"{index}.{name}": tensor
+            for index, moments in enumerate(self.moments.values()) for name, tensor in moments.items()
+        }  # fmt: skip
 
-def moments(optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
-    """All that it remembers; its settings come from the config, the learning rate with each step."""
-    remembered = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": tensor for index, named in remembered.items() for name, tensor in named.items()}
-
-
-def load_moments(optimizer: torch.optim.AdamW, tensors: dict[str, Tensor]) -> None:
-    remembered: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        remembered.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": remembered, "param_groups": optimizer.state_dict()["param_groups"]})
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(tensors[name])
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
