@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -104,12 +105,10 @@ def test_three_spellings(spelling):
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]], ids=["cfg", "help"])
 def test_answers_at_once_without_torch(arguments, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / "launch_vast.py"), *arguments]
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 1.0  # 0.3 s on an idle machine; the suite's is not
+    worked = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # seconds of its own, whatever runs beside
+    before = worked()
+    answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
+    assert worked() - before < 1.0  # 0.3 on an idle machine
     assert answer.returncode == 0 and "vast" in answer.stdout
     assert not re.search(r"\| +(torch|vastai|wandb)$", answer.stderr, re.MULTILINE)
 
