@@ -39,7 +39,7 @@ from benchmarks.trainings import (
 from ups.config import build
 from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
-from ups.evaluation.bootstrap import interval, paired_ratio
+from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.rollout import ensemble, one_step, persistence
 from ups.files import nulled, read_json, with_nan, write_json
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, all three stages together")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=256)
-    parser.add_argument("--trajectories", type=int, default=64, help="of the test, which nothing else has seen")
+    parser.add_argument("--trajectories", type=int, default=256, help="of the test, which nothing else has seen")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "stages", help="folder of the report")
     asked = parser.parse_args()
@@ -223,6 +223,9 @@ def summary(runs: list[dict]) -> dict:
             means[name] = statistics.mean(values)
     means["nrmse_of_seeds"], means["crps_of_seeds"] = [run["nrmse"] for run in runs], [run["crps"] for run in runs]
     means["nrmse_interval"] = interval(means["nrmse_per_trajectory"])
+    if "spread_skill" in means:
+        squares = (means["variance_per_trajectory"], means["square_error_per_trajectory"])
+        means["spread_skill"], *means["spread_skill_interval"] = paired_root_ratio(*squares)
     return means
 
 
@@ -233,7 +236,7 @@ def table(report: dict) -> str:
     columns = [
         "", "training [s]", "ms/step", "nRMSE [95 %]", "of each seed", "of one member", "CRPS",
         "CRPS / full-time operator's [95 %]", "CRPS / full-time corrector's [95 %]",
-        "nRMSE / full-time operator's [95 %]", "high-wavenumber error", "spread/skill", "coverage of 50 %, 90 %",
+        "nRMSE / full-time operator's [95 %]", "high-wavenumber error", "spread/skill [95 %]", "coverage of 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     known = {"nRMSE [95 %]": "nrmse", "CRPS": "crps"}
@@ -251,8 +254,12 @@ def table(report: dict) -> str:
         for ratio, low, high in ratios:
             cells.append(f"{ratio:.2f} [{low:.2f}, {high:.2f}]" if 0.01 < low <= high < 100 else "")
         cells.append(f"{row['frmse_high']:.2e}")
-        cells.append(f"{row['spread_skill']:.2f}" if stochastic else "")
-        cells.append(f"{row['coverage_50']:.0%}, {row['coverage_90']:.0%}" if stochastic else "")
+        if stochastic:
+            low, high = row["spread_skill_interval"]
+            cells.append(f"{row['spread_skill']:.2f} [{low:.2f}, {high:.2f}]")
+            cells.append(f"{row['coverage_50']:.0%}, {row['coverage_90']:.0%}")
+        else:
+            cells += ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines).replace("e-0", "e-") + "\n"
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ups.evaluation.bootstrap import interval, paired_ratio
+from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio
 
 
 def test_an_interval_holds_the_true_mean_as_often_as_it_says():
@@ -24,6 +24,12 @@ def test_the_same_values_have_the_same_interval():
 def test_a_ratio_of_proportional_errors_is_certain():
     errors = np.random.default_rng(1).lognormal(size=40)
     assert paired_ratio(errors.tolist(), (4 * errors).tolist()) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_a_ratio_of_roots_is_the_root_of_the_ratio():
+    squares, others = np.random.default_rng(1).lognormal(size=(2, 40)).tolist()
+    ratio, low, high = paired_root_ratio(squares, others)
+    assert (ratio**2, low**2, high**2) == pytest.approx(paired_ratio(squares, others)) and low < ratio < high
 
 
 def test_pairing_narrows_the_interval_of_correlated_errors():

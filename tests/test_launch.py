@@ -108,7 +108,7 @@ def test_answers_at_once_without_torch(arguments, tmp_path):
     worked = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # seconds of its own, whatever runs beside
     before = worked()
     answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
-    assert worked() - before < 1.0  # 0.3 on an idle machine
+    assert worked() - before < 2.0  # 0.3 on an idle machine, and what is not compiled yet
     assert answer.returncode == 0 and "vast" in answer.stdout
     assert not re.search(r"\| +(torch|vastai|wandb)$", answer.stderr, re.MULTILINE)
 

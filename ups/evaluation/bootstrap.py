@@ -6,6 +6,8 @@ Trajectories are drawn with replacement, as many as there are. With few, the int
 Shapes: P predictors, S trajectories.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,12 @@ def paired_ratio(a: list[float], b: list[float]) -> tuple[float, float, float]:
     means_a, means_b = resampled_means(errors)
     mean_a, mean_b = errors.mean(-1)
     return float(mean_a / mean_b), *_percentiles(means_a / means_b)
+
+
+def paired_root_ratio(squares: list[float], others: list[float]) -> tuple[float, float, float]:
+    """The same of the roots of two mean squares, as of spread and skill."""
+    ratio, low, high = paired_ratio(squares, others)
+    return math.sqrt(ratio), math.sqrt(low), math.sqrt(high)
 
 
 def resampled_means(values: Tensor) -> Tensor:

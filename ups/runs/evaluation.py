@@ -1,6 +1,5 @@
 """One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
 
-import math
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from ups.console import screen
 from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
-from ups.evaluation.bootstrap import interval, paired_ratio
+from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_step, persistence
@@ -107,8 +106,8 @@ def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size:
     truth = window.u[:, 1:]
     metrics = field_metrics(fields.mean(0), truth) | ensemble_metrics(fields, truth)
     if len(fields) > 1:
-        _, *square = paired_ratio(metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
-        metrics["spread_skill_interval"] = [math.sqrt(end) for end in square]
+        squares = (metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
+        _, *metrics["spread_skill_interval"] = paired_root_ratio(*squares)
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
