@@ -115,7 +115,8 @@ def main() -> None:
     window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
 
     runs: list[dict[str, dict]] = [{} for _ in range(asked.seeds)]
-    with ThreadPoolExecutor(asked.workers) as pool:
+    one_thread = dict(initializer=torch.set_num_threads, initargs=(1,))  # what is set above is the main thread's
+    with ThreadPoolExecutor(asked.workers, **one_thread) as pool:
 
         def train_one(seed: int, name: str) -> None:
             runs[seed][name] = trained_as(name, runs[seed], asked.minutes * 60, seed, shared, asked.points)
