@@ -6,6 +6,7 @@ Each cell is one `python evaluate.py` on trajectories that are generated for it;
 grid. Writes docs/accuracy/generalization.md.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,9 @@ CASES = {
 
 
 def main() -> None:
-    checkpoints = [Path(word).resolve() for word in sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="folders in the store")
+    checkpoints = [path.resolve() for path in parser.parse_args().checkpoints]
     columns = ["64 trajectories", *map(name_of, checkpoints), "classical solver"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for case, overrides in CASES.items():
@@ -45,8 +48,10 @@ def main() -> None:
 
 def name_of(checkpoint: Path) -> str:
     content = read_json(checkpoint / "identity.json")
-    nu = content["dataset"]["nu_range"] or content["dataset"]["nu"]
-    return f"{content['model']['_target_'].rpartition('.')[2]}, trained at nu {nu}"
+    dataset = content["dataset"]
+    nu = dataset.get("nu_range") or dataset.get("nu")
+    trained = f"at nu {nu}" if nu else f"on {Path(dataset['path']).name}"
+    return f"{content['model']['_target_'].rpartition('.')[2]}, trained {trained}"
 
 
 def scores_of(checkpoint: Path, overrides: list[str]) -> dict:

@@ -3,7 +3,7 @@
 Of the time two fifths are the operator's, a fifth is stage 2's and two fifths stage 3's.
 
     python benchmarks/stages.py --minutes 10 --seeds 3
-    python benchmarks/stages.py --minutes 2 --seeds 3 --points 64
+    python benchmarks/stages.py --minutes 2 --seeds 3 --points 64 --trajectories 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; a short trial determines how many steps
 fit into the time. The second command is a harder setting: four times fewer points, so that much of the next field
@@ -50,6 +50,7 @@ from ups.training.store import Entry
 
 CPU = torch.device("cpu")
 MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
+SCORES = 2  # raise it when a row's scores hold something else
 LONGER, DETERMINISTIC = "operator, full time", "deterministic corrector, full time"
 
 
@@ -63,22 +64,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a seed has of `stage`."""
+class Recipe:
+    """How a seed's training is made: of which stage, and on top of which others of TRAININGS."""
 
     stage: str
-    share: float  # of --minutes, of its own
-    budget: str  # the key of its steps
-    requires: tuple[str, ...] = ()  # what has the steps of its prerequisites
+    share: float  # of --minutes, for its own steps
+    budget: str  # the key in the config's `budget` of those
+    requires: tuple[str, ...] = ()
 
 
 TRAININGS = {
-    "operator": Training("operator", 2 / 5, "operator"),
-    "longer": Training("operator", 1, "operator"),
-    "deterministic": Training("deterministic_corrector", 3 / 5, "diffusion_residual", ("operator",)),
-    "unrolled": Training("unrolled_operator", 3 / 5, "consistency_distill", ("operator",)),
-    "diffusion": Training("diffusion_residual", 1 / 5, "diffusion_residual", ("operator",)),
-    "student": Training("consistency_distill", 2 / 5, "consistency_distill", ("operator", "diffusion")),
+    "operator": Recipe("operator", 2 / 5, "operator"),
+    "longer": Recipe("operator", 1, "operator"),
+    "deterministic": Recipe("deterministic_corrector", 3 / 5, "diffusion_residual", ("operator",)),
+    "unrolled": Recipe("unrolled_operator", 3 / 5, "consistency_distill", ("operator",)),
+    "diffusion": Recipe("diffusion_residual", 1 / 5, "diffusion_residual", ("operator",)),
+    "student": Recipe("consistency_distill", 2 / 5, "consistency_distill", ("operator", "diffusion")),
 }
 PHASES = [["longer", "operator"], ["deterministic", "unrolled", "diffusion"], ["student"]]  # the longest first
 ROWS = [
@@ -150,17 +151,17 @@ def main() -> None:
 
 def trained_as(name: str, runs: dict, seconds: float, seed: int, shared: list[str], points: int) -> dict:
     """One of TRAININGS -> its stage, entry, own steps, command and seconds. `runs`: what the seed has already."""
-    training = TRAININGS[name]
-    chosen, own = [*shared, f"stage={training.stage}", f"seed={seed}"], seconds * training.share
+    recipe = TRAININGS[name]
+    chosen, own = [*shared, f"stage={recipe.stage}", f"seed={seed}"], seconds * recipe.share
     tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s-seed{seed}.json"
-    steps = {TRAININGS[required].budget: runs[required]["steps"] for required in training.requires}
-    steps[training.budget] = steps_for(own, tried, chosen, [f"budget.{each}" for each in (*steps, training.budget)])
+    steps = {TRAININGS[required].budget: runs[required]["steps"] for required in recipe.requires}
+    steps[recipe.budget] = steps_for(own, tried, chosen, [f"budget.{each}" for each in (*steps, recipe.budget)])
     chosen += [f"budget.{budget}={count}" for budget, count in steps.items()]
     stage, entry = trained(chosen)
     return {
         "stage": stage,
         "entry": entry,
-        "steps": steps[training.budget],
+        "steps": steps[recipe.budget],
         "command": "python train.py " + " ".join(chosen),
         "seconds": sum(
             Entry(Path("store"), identity).result()["seconds"]["training"] for identity in entry.identity.chain()
@@ -173,7 +174,8 @@ def trained_as(name: str, runs: dict, seconds: float, seed: int, shared: list[st
 
 def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
     """Of one training; kept in the cache, since an ensemble of rollouts takes minutes."""
-    kept = Path("cache") / "stages" / f"{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
+    name = f"scores{SCORES}-{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
+    kept = Path("cache") / "stages" / name
     if not kept.exists():
         write_json(kept, nulled(fresh_scores(row, run["stage"], window)))
     return with_nan(read_json(kept)) | {"seconds": run["seconds"]}
@@ -214,7 +216,7 @@ def plain_scores(window: Trajectories) -> dict:
 
 
 def summary(runs: list[dict]) -> dict:
-    """Means over the seeds; of lists too."""
+    """Means over the seeds, of lists too; the spread/skill is the root of the mean variance over the mean square."""
     means = {}
     for name, first in runs[0].items():
         values = [run[name] for run in runs]
@@ -226,7 +228,8 @@ def summary(runs: list[dict]) -> dict:
     means["nrmse_interval"] = interval(means["nrmse_per_trajectory"])
     if "spread_skill" in means:
         squares = (means["variance_per_trajectory"], means["square_error_per_trajectory"])
-        means["spread_skill"], *means["spread_skill_interval"] = paired_root_ratio(*squares)
+        means["spread_skill"], low, high = paired_root_ratio(*squares)
+        means["spread_skill_interval"] = [low, high]
     return means
 
 

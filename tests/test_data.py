@@ -273,6 +273,7 @@ def _generate(folder, queue):
     queue.put(float(Burgers(**generator_settings(train=24)).load(folder, CPU).train.u.sum()))
 
 
+@pytest.mark.slow
 def test_two_generators_of_one_cache_agree(tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

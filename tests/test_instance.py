@@ -420,6 +420,19 @@ def test_a_restart_over_the_deadline_destroys_and_does_not_train(renter):
     assert len(renter.file(number, "starts").read_text().splitlines()) == 1
 
 
+def test_a_restart_over_the_deadline_saves_a_run_that_is_not_saved(renter):
+    """As one that was outbid and came back too late: its disk holds the only copy."""
+    number = renter.rent("hang", seconds=5)
+    renter.says(number, "training, start 1")
+    renter.server.machine_of(number).kill()
+    renter.file(number, "run").mkdir()
+    time.sleep(5)
+    renter.server.restart(number)
+    renter.gone(number)
+    assert renter.file(number, "proofs").exists()
+    assert len(renter.file(number, "starts").read_text().splitlines()) == 1
+
+
 def test_wandb_unreachable_at_the_end(renter):
     """Nothing is destroyed before the results are proven saved."""
     number = renter.rent("mode", settings={"UPS_PAUSE": "1", "PROVES_AT": "3"})

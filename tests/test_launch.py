@@ -14,6 +14,7 @@ from secrets import token_hex
 import pytest
 from conftest import ROOT, SMALL, clean_environment
 from git_repos import git, public_git
+from terminal import Terminal
 
 from ups.config import composed
 from ups.launch.ledger import Ledger, new_label
@@ -161,6 +162,8 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         ([*FETCHED, "dataset.path=README.md", "vast.disk=40", "vast.traffic=20"], "a rented machine fetches what is"),
         ([*FETCHED, "dataset.path=1D_Burgers_Sols_Nu0.01.hdf5"], "use vast.disk=40 vast.traffic=20"),
         ([*LOSSY, "runtime.compile=true"], "use vast.image=pytorch/pytorch:2.7.1-cuda12.6-cudnn9-devel"),
+        ([*LOSSY, "runtime.max_hours=1"], "runtime.max_hours=1: on a rented machine the limit is vast.max_hours"),
+        ([*LOSSY, "vast.max_hours=0.25"], "vast.max_hours=0.25: less than vast.min_hours=0.5"),
         ([*LOSSY, "vast.max_price=0.01"], "raise vast.max_price"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -211,6 +214,13 @@ def test_the_whole_rental_on_this_computer(launch, tmp_path):
     (told,) = (json.loads(file.read_text()) for file in tmp_path.rglob("launch.json"))
     (result,) = tmp_path.glob(f"outputs/*/*/machines/{told['instance_id']}/ups/run/result.json")
     assert json.loads(result.read_text())["git_commit"] == told["commit"]
+
+
+def test_a_rehearsal_says_what_failed(launch):
+    answer = launch("vast.rehearse=true", *SMALLER, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0",
+                    "vast.offer.reliability=0.999", "vast.disk=250", "vast.max_price=0.3", "+auto_shutdown=true",
+                    VAST_URL="", VAST_API_KEY="")  # fmt: skip
+    assert "rehearsal: the training failed or was not saved" in error_of(answer)
 
 
 def test_two_gpus_and_no_secret_anywhere(launch, server, tmp_path):
@@ -269,6 +279,17 @@ def test_ctrl_c_leaves_nothing_rented(step, number, launch, server):
     assert step == "search" or "nothing is left rented" in answer.stderr
 
 
+def test_a_closed_terminal_leaves_nothing_rented(clone, server, tmp_path):
+    """No line of the clean-up can be printed any more."""
+    server.stays_loading = set(range(200))
+    environment = clean_environment(tmp_path) | {"VAST_URL": server.url, "VAST_API_KEY": server.key}
+    terminal = Terminal([sys.executable, str(clone / "launch_vast.py"), *LOSSY, *QUICK], tmp_path, environment)
+    until(lambda: server.sent(r"GET /api/v0/instances/\d+/"))
+    terminal.close()
+    assert terminal.process.wait(30) == 129
+    assert not server.rows and len(server.sent(CREATE)) == 1
+
+
 def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
     process = launch(*LOSSY, "vast.follow=true", wait=False)
     until(lambda: server.sent(r"PUT /api/v0/instances/request_logs/\d+/"))
@@ -291,6 +312,18 @@ def test_a_launcher_that_is_killed_is_swept_up(launch, server):
     assert f"destroy {row['id']}?" in launch("vast.action=reap").stdout and server.rows
     assert "is gone" in finished_text(launch("vast.action=reap", "vast.yes=true"))
     assert not server.rows
+
+
+def test_an_instance_that_is_seen_too_late_is_swept_up(launch, server, tmp_path):
+    """Nobody waits for it: the launcher has gone on to the next offer."""
+    server.faults.append(Fault(CREATE, (504, {})))
+    launch(*LOSSY)
+    given_up, rented = Ledger(tmp_path / "rentals").rentals()
+    (row,) = server.rows.values()
+    server.rows[1] = {**row, "id": 1, "label": given_up.label}
+    assert "instance 1 (" in finished_text(launch("vast.action=status"))
+    assert "instance 1 is gone" in finished_text(launch("vast.action=reap", "vast.yes=true"))
+    assert set(server.rows) == {rented.instance_id}
 
 
 def finished_text(answer) -> str:
@@ -372,7 +405,7 @@ def test_a_sweep_rents_one_for_each_and_outlives_a_failure(launch, server, tmp_p
             return super()._create(offer_id, body)
 
     server.__class__ = RefusesSeedTwo
-    answer = launch("-m", *LOSSY, "seed=1,2,3", "vast.max_tries=2")
+    answer = launch("-m", *LOSSY, "seed=1,2,3")
     assert "Vast refuses each offer, and nothing is left rented: refused" in error_of(answer)
     table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
     assert all(f"seed={seed}" in table for seed in (1, 2, 3))

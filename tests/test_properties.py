@@ -49,6 +49,7 @@ def app(request):
         yield request.param, [key for key in keys_of(OmegaConf.to_container(cfg)) if not key.startswith("hydra")]
 
 
+@pytest.mark.slow
 @settings(few, max_examples=100)
 @given(st.data())
 def test_a_config_is_accepted_and_builds_or_is_refused_in_one_line(app, tmp_path, data):

@@ -230,12 +230,25 @@ def test_no_machine_comes_up(server, ledger):
     assert not server.rows
 
 
-def test_a_file_that_is_no_rental_is_one_line(server, ledger):
-    rent_one(ledger)
-    (file,) = ledger.folder.iterdir()
-    file.write_text('{"label": "x"}')
-    with pytest.raises(UserError, match="is no rental of this version"):
-        ledger.rentals()
+def test_a_file_that_is_no_rental_is_a_warning_and_stays_known(server, ledger, capsys):
+    """It must not hinder what ends the bills of the others, nor be taken for somebody else's."""
+    first, second = rent_one(ledger), rent_one(ledger)
+    (ledger.folder / f"{first.label}.json").write_text('{"label": "x"}')
+    assert [rental.label for rental in ledger.rentals()] == [second.label] == [each.label for each in ledger.rentals()]
+    assert capsys.readouterr().err.count("is no rental of this version") == 1
+    assert ledger.labels() == {first.label, second.label}
+
+
+def test_what_a_rental_has_cost_includes_its_traffic(server, ledger):
+    rental = rent_one(ledger, "vast.traffic=100")
+    assert rental.traffic == pytest.approx(0.2) and rental.cost > 0.2
+    rental.deadline = rental.asked + 3600
+    rental.asked -= 7200
+    assert rental.cost == pytest.approx(2 * rental.price_per_hour + 0.2, rel=1e-3)
+    rental.deadline = rental.asked + 3600  # nobody knows what was done after it, but that it is billed
+    assert rental.is_open and rental.cost == pytest.approx(2 * rental.price_per_hour + 0.2, rel=1e-3)
+    ledger.end(rental, State.DESTROYED)
+    assert rental.cost == pytest.approx(rental.price_per_hour + 0.2, rel=1e-3)
 
 
 def test_failed_tries_are_paid_of_the_same_money(server, ledger):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment
+from terminal import Terminal
 
 from ups.callbacks.callback import Callback
 from ups.training.state import read_state
@@ -98,6 +99,20 @@ class Hang(Callback):
         if training.step == self.step:
             Path("hangs").touch()
             time.sleep(100)
+
+
+def test_a_closed_terminal_stops_and_saves(start, tmp_path, cache):
+    """No line can be printed any more."""
+    terminal = Terminal([sys.executable, str(ROOT / "train.py"), *LONG, f"cache={cache}"], tmp_path,
+                        clean_environment(tmp_path))  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 500 for path in tmp_path.glob(POINTS)):
+        assert terminal.process.poll() is None and time.monotonic() < deadline, terminal.output
+        time.sleep(0.02)
+    terminal.close()
+    assert terminal.process.wait(SOON) == 129
+    (state,) = tmp_path.glob("store/operator-*/state.safetensors")
+    assert read_state(state).facts["step"] > 0
 
 
 def test_max_hours_stops_by_itself_as_a_signal_does_and_the_same_command_goes_on(start, tmp_path):

@@ -235,6 +235,7 @@ def test_the_student_leaves_its_teacher_alone(data, tmp_path):
         assert any(not torch.equal(own[key], old[key]) for key in old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
     stage = STAGES[name]()

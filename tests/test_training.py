@@ -156,6 +156,7 @@ def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(data, tmp_path):
     assert all(torch.equal(tensor, whole.best_weights[name]) for name, tensor in second.best_weights.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_training_lowers_the_loss(name, data, tmp_path):
     run = training(STAGES[name](), data, tmp_path, steps=150, evaluations=1)

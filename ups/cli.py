@@ -21,7 +21,7 @@ from ups.config import composed, is_of_a_group, one_line
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import told
 from ups.machine import processes, rank
-from ups.signals import interruption, stopping
+from ups.signals import interruption, leave_closed_terminal, stopping
 
 
 def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None) -> None:
@@ -88,7 +88,8 @@ def _check_words() -> None:
             raise UserError(f"{word}: is not UTF-8")
         if word.startswith("~") and not re.match(r"~(callbacks\.(?!checkpoint\b)|logger\.)\w+(=|$)|~hydra", word):
             _leave_it_to_the_first()
-            raise UserError(f"{word}: the key is needed; only ~callbacks.NAME and ~logger.NAME can be left out")
+            others = "callbacks but checkpoint (~callbacks.NAME) and loggers (~logger.NAME)"
+            raise UserError(f"{word}: the key is needed; only {others} can be left out")
 
 
 def _folders(cfg: DictConfig) -> dict[str, Path]:
@@ -127,6 +128,7 @@ def _leave_it_to_the_first() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    leave_closed_terminal(number)
     raise interruption(number, "stopped; what was saved is kept, and the same command goes on from it")
 
 

@@ -208,6 +208,9 @@ def _check_pairs(cfg: DictConfig) -> None:
         low, high = node.input_noise if node and "input_noise" in node else (0, 0)
         if low > high or (high > 0 and low == 0):
             raise UserError(f"{path}.input_noise=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
+    vast = cfg.get("vast")
+    if vast is not None and vast.max_hours < vast.min_hours:
+        raise UserError(f"vast.max_hours={vast.max_hours}: less than vast.min_hours={vast.min_hours}; lower that too")
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:
         return

@@ -18,6 +18,7 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 ASKED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+) (\w+)")
 SIZES = re.compile(r"overflowed with sizes=\[([\d, ]+)\]")
 FLOAT = 4  # bytes
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Memory:
 
     def __init__(self, doing: str, levers: Callable[[], list[Lever]], device: torch.device):
         self.doing, self.levers, self.device = doing, levers, device
-        self.before = held(device)
+        self.before = {each: held(each) for each in {device, CPU}}
 
     def __enter__(self) -> None:
         return None
@@ -55,13 +56,14 @@ class Memory:
     def __exit__(self, kind, error: BaseException | None, traceback) -> None:
         # What the block made is still held: the error's frames hold it.
         if error is not None and is_out_of_memory(error):
-            raise UserError(self._line(asked_by(error))) from error
+            device = self.device if "CUDA" in str(error) else CPU  # whose it was: data for a GPU begin on the CPU
+            raise UserError(self._line(asked_by(error), device)) from error
 
-    def _line(self, asked: int) -> str:
-        now, left = held(self.device), free(self.device)
-        grown = max(now - self.before, 0)
+    def _line(self, asked: int, device: torch.device) -> str:
+        now, left = held(device), free(device)
+        grown = max(now - self.before[device], 0)
         line = (
-            f"{self.doing}: out of memory ({self.device.type}); {_size(now)} were held and "
+            f"{self.doing}: out of memory ({device.type}); {_size(now)} were held and "
             f"{_size(asked) if asked else 'some'} more asked for, with {_size(left)} free"
         )
         levers = self.levers()
@@ -70,7 +72,7 @@ class Memory:
                 value, need = lowered
                 return (
                     f"{line}. {lever.key}={lever.value} is too much: try {lever.key}={value}, "
-                    f"about {_size(self.before + need)} in all"
+                    f"about {_size(self.before[device] + need)} in all"
                 )
         tried = " or ".join(f"{lever.key}={lever.value}" for lever in levers) or "what the group model says"
         return f"{line}. Less of {tried} alone does not help: it takes a smaller model, or more memory"

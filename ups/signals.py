@@ -3,8 +3,9 @@ so does the timer that `stop_after` sets."""
 
 import os
 import signal
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -27,6 +28,14 @@ def stop_after(hours: float | None) -> None:
     """Let a timer ask, by a clock that cannot be set. It is one for the process: the first call counts."""
     if hours is not None and signal.getitimer(signal.ITIMER_REAL)[0] == 0:
         signal.setitimer(signal.ITIMER_REAL, hours * 3600)
+
+
+def leave_closed_terminal(number: int) -> None:
+    """After SIGHUP: a write to a terminal that is gone would fail, and with it what is still to be saved or ended."""
+    for descriptor in (1, 2) if number == signal.SIGHUP else ():
+        with suppress(OSError):  # closed before
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def interruption(number: int, what: str) -> Interrupted:
@@ -85,6 +94,7 @@ class StopSignal:
             return None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        leave_closed_terminal(number)
         if self.received is not None:
             if number != signal.SIGALRM:  # the timer asks for no more than what is under way
                 _end_at_once(number, frame)
@@ -98,14 +108,15 @@ class StopSignal:
 def undisturbed(doing: str) -> Iterator[None]:
     """A signal waits until the block is through, and then stops the program."""
     received = []
-    console.print(doing)
 
     def wait(number: int, frame: FrameType | None) -> None:
+        leave_closed_terminal(number)
         received.append(number)
         console.print("after that it stops")
 
     before = {number: signal.signal(number, wait) for number in stopping()}
     try:
+        console.print(doing)
         yield
     finally:
         for number, handler in before.items():

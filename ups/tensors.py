@@ -1,4 +1,4 @@
-"""Files of tensors, which no fault and no hand can change unnoticed: safetensors with a SHA-256 of all that they hold.
+"""Files of tensors, which no accident can change unnoticed: safetensors with a SHA-256 of all that they hold.
 
 They go through Python's own reading and writing, so an error of the disk stays an `OSError` of its kind. The library's
 own raises its `SafetensorError` for a full disk, calls a file that it may not open a missing one, and a disk that fails

@@ -12,7 +12,7 @@ from ups.loggers.logger import Logger
 
 
 class StepMetrics(Callback):
-    """A row every `every` steps, at each evaluation, and at the last step."""
+    """A row at the first step, every `every` steps, and at each evaluation."""
 
     def __init__(self, loggers: Iterable[Logger], every: int):
         self.loggers = list(loggers)

@@ -20,7 +20,7 @@ class Batch:
 
     sample, frame: (B,), which trajectories of the training data, from which of their frames on.
 
-    A part of a step's batch is those of its `size` samples that begin at `first`. Noise is drawn for the whole batch,
+    A part of a step's batch holds B of its `size` samples, from `first` on. Noise is drawn for the whole batch,
     so that the mean of the parts' losses is the loss of the whole.
     """
 

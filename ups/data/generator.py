@@ -166,7 +166,7 @@ def solve_frames(u0: Tensor, kappa: float | Tensor, frames: int, time_step: floa
 
 
 def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> Iterator:
-    """Of chunks (rows, u0, kappa): (rows, their solution) as they come, from a process a core if that is a CPU's."""
+    """Of chunks (rows, u0, kappa): (rows, their solution) as they come, on a CPU from one process a core."""
     workers = min(cores(), len(chunks))
     if device.type != "cpu" or workers == 1:
         with one_thread():
@@ -195,7 +195,7 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A chunk's kernels are small: beside other work, the barriers of two threads made two minutes of two seconds."""
+    """A chunk's kernels are small: beside other work, two threads' barriers turned two seconds into two minutes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

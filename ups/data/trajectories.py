@@ -13,7 +13,7 @@ from ups.errors import UserError
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Solutions u_t + (u^2/2)_x = (nu/pi) u_xx on the periodic interval [0, 1).
+    """Solutions of u_t + (u^2/2)_x = (nu/pi) u_xx on the periodic interval [0, 1).
 
     u: (S, T, N) float32, point values at equal distances in space and time.
     nu: (S,) float32, PDEBench's nu: the viscosity is nu/pi.

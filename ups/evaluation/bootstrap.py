@@ -33,7 +33,7 @@ def paired_ratio(a: list[float], b: list[float]) -> tuple[float, float, float]:
 
 
 def paired_root_ratio(squares: list[float], others: list[float]) -> tuple[float, float, float]:
-    """The same of the roots of two mean squares, as of spread and skill."""
+    """The same of two root mean squares, of the squares themselves; such are spread and skill."""
     ratio, low, high = paired_ratio(squares, others)
     return math.sqrt(ratio), math.sqrt(low), math.sqrt(high)
 

@@ -75,8 +75,8 @@ def ensemble_metrics(members: Tensor, truth: Tensor) -> dict:
     crps: the fair (unbiased in M) estimate, mean over everything, and its list `crps_per_trajectory` (S). Of one member
     it is the mean absolute error, and then there is nothing else.
     spread_skill: root of the mean variance over the root mean square error of the ensemble's mean, corrected for M;
-    1 for a calibrated ensemble. spread_skill_per_frame: the same of each frame (T). variance_per_trajectory and
-    square_error_per_trajectory (S): what it is the root of the ratio of, in the mean.
+    1 for a calibrated ensemble. spread_skill_per_frame: the same of each frame (T). Its square is the ratio of the
+    means of variance_per_trajectory, which is corrected, and square_error_per_trajectory (S).
     coverage_50, coverage_90: how often the truth is inside that central interval, which needs 3 and 19 members.
     rank_histogram: how often 0 .. M members are below the truth (M + 1); all alike for a calibrated ensemble.
     """

@@ -45,7 +45,7 @@ def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:
     rows = vast.instances(PREFIX)
     there = {row["label"]: row["id"] for row in rows}
     for rental in ledger.rentals():
-        if rental.label in there and not rental.is_open:  # seen late, or looked for with another account's key
+        if rental.label in there and rental.state == State.DESTROYED:  # looked for with another account's key
             rental.instance_id, rental.state, rental.ended = there[rental.label], State.RUNNING, None
             ledger.save(rental)
         elif rental.is_open and rental.label not in there:
@@ -100,9 +100,12 @@ def destroy(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
 
 
 def reap(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
-    """Destroys, after a question, this project's instances that are past their deadline or unknown to the ledger."""
+    """Destroys, after a question, this project's instances that are past their deadline or unknown to the ledger.
+
+    So is one that was seen too late: another was rented in its place.
+    """
     rows = refreshed(vast, ledger)
-    known = {rental.label for rental in ledger.rentals()}
+    known = ledger.labels() - {rental.label for rental in ledger.rentals() if rental.state == State.NOT_RENTED}
     overdue = []
     for row in rows:
         hours = ((deadline_of(row["label"]) or 0) - time.time()) / 3600

@@ -25,7 +25,7 @@ from ups.launch.provision import offers_for, rent
 from ups.launch.repository import is_tracked, pushed_source
 from ups.launch.vast_api import Vast
 from ups.paths import ROOT
-from ups.wandb.account import api_key, project_page, why_not_kept
+from ups.wandb.account import api_key, server_and_page, why_not_kept
 
 HERE_ONLY = ("auto_shutdown", "vast", "store", "cache")  # overrides that say nothing to the machine
 ACTIONS = {"status": status, "logs": logs, "destroy": destroy, "reap": reap}
@@ -85,8 +85,8 @@ def rented(cfg: DictConfig) -> Rental | None:
         show_plan(job, offers, settings, folder)
         return None
     rental = rent(vast, job, settings, ledger, money, folder, offers)
+    announce(rental, job, hints=not settings.rehearse)  # before what may fail: it is being billed
     write_json(folder / "launch.json", asdict(rental))
-    announce(rental, job, hints=not settings.rehearse)
     return rental
 
 
@@ -101,6 +101,8 @@ def job_of(cfg: DictConfig) -> Job:
     if cfg.runtime.compile and cfg.vast.image.endswith("-runtime"):
         devel = cfg.vast.image.removesuffix("-runtime") + "-devel"
         raise UserError(f"runtime.compile=true needs a C++ compiler, which this image lacks: use vast.image={devel}")
+    if cfg.runtime.max_hours is not None:
+        raise UserError(f"runtime.max_hours={cfg.runtime.max_hours}: on a rented machine the limit is vast.max_hours")
     settings, secrets = environment_of(cfg)
     keeps_nothing = why_not_kept(cfg)
     if keeps_nothing and not cfg.vast.allow_loss:
@@ -111,10 +113,13 @@ def job_of(cfg: DictConfig) -> Job:
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
     if source.token:
         secrets["GIT_TOKEN"] = source.token
+    page = None
+    if not keeps_nothing:
+        settings["WANDB_BASE_URL"], page = answering_server(cfg)
     return Job(
         source=source, overrides=tuple(passed_on()), gpus=cfg.vast.offer.gpus, auto_shutdown=bool(cfg.auto_shutdown),
         prove="" if keeps_nothing else "try" if cfg.vast.allow_loss else "insist", on_failure=cfg.vast.on_failure,
-        settings=settings, secrets=secrets, wandb_page=None if keeps_nothing else answering_page(cfg),
+        settings=settings, secrets=secrets, wandb_page=page,
     )  # fmt: skip
 
 
@@ -126,12 +131,12 @@ def environment_of(cfg: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
     return settings, {"WANDB_API_KEY": key} if key else {}
 
 
-def answering_page(cfg: DictConfig) -> str:
-    """W&B's page of the project, once W&B has taken the key."""
+def answering_server(cfg: DictConfig) -> tuple[str, str]:
+    """The addresses of W&B and of the project's page there, once W&B has taken the key."""
     import wandb
 
     try:
-        return project_page(cfg)
+        return server_and_page(cfg)
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise UserError(
             f"W&B does not take the key or does not answer ({first_line(error)}): wandb login --verify"

@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
 
-from ups.errors import UserError, first_line
+from ups.console import console
+from ups.errors import first_line
 from ups.files import write_json
 
 PREFIX = "ups-until-"
@@ -21,7 +22,8 @@ class State(str, Enum):
 
 @dataclass
 class Rental:
-    """Times in seconds since 1970, prices in dollars an hour. instance_id is None until Vast has given one."""
+    """Times in seconds since 1970, prices in dollars an hour, limit and traffic in dollars. instance_id is None until
+    Vast has given one."""
 
     label: str
     offer_id: int
@@ -36,6 +38,7 @@ class Rental:
     overrides: list[str]
     run_folder: str
     wandb_url: str | None
+    traffic: float = 0.0
     instance_id: int | None = None
     state: State = State.ASKED
     ended: float | None = None
@@ -47,15 +50,17 @@ class Rental:
 
     @property
     def cost(self) -> float:
-        """Dollars so far, by the clock: a little more than the bill, which begins when the machine has loaded."""
+        """Dollars so far, by the clock and with all of its traffic: a little more than the bill, which begins when the
+        machine has loaded."""
         if self.state == State.NOT_RENTED:
             return 0.0
-        return self.hours * self.price_per_hour
+        return self.hours * self.price_per_hour + self.traffic
 
     @property
     def hours(self) -> float:
-        """Until its end, now, or the deadline, whichever is first; the end of one that nobody watched is not known."""
-        return max(min(self.ended or time.time(), self.deadline) - self.asked, 0.0) / 3600
+        """Until now, or its end; of one that nobody watched that is not known, but it was before the deadline."""
+        end = time.time() if self.is_open else min(self.ended, self.deadline)
+        return max(end - self.asked, 0.0) / 3600
 
     @property
     def is_open(self) -> bool:
@@ -65,14 +70,30 @@ class Rental:
 class Ledger:
     def __init__(self, folder: Path):
         self.folder = folder
+        self.strange: set[Path] = set()
 
     def save(self, rental: Rental) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{rental.label}.json", asdict(rental))
 
     def rentals(self) -> list[Rental]:
-        """The oldest first."""
-        return sorted(map(read, self.folder.glob(f"{PREFIX}*.json")), key=lambda rental: rental.asked)
+        """The oldest first. A file that is none costs a warning: the bills of the others go on."""
+        read = []
+        for file in self._files():
+            try:
+                read.append(Rental(**json.loads(file.read_text())))
+            except (TypeError, ValueError) as error:
+                if file not in self.strange:
+                    console.print(f"warning: {file} is no rental of this version ({first_line(error)}): move it away")
+                self.strange.add(file)
+        return sorted(read, key=lambda rental: rental.asked)
+
+    def labels(self) -> set[str]:
+        """Of all that was ever asked for, also where the file cannot be read."""
+        return {file.stem for file in self._files()}
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.glob(f"{PREFIX}*.json"))
 
     def failed_machines(self) -> set[int]:
         """Of the last days; what failed before may have been repaired."""
@@ -84,13 +105,6 @@ class Ledger:
         if note:
             rental.notes.append(note)
         self.save(rental)
-
-
-def read(file: Path) -> Rental:
-    try:
-        return Rental(**json.loads(file.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{file} is no rental of this version ({first_line(error)}): move it away") from error
 
 
 def new_label(deadline: float) -> str:

@@ -27,8 +27,8 @@ def call(method, body=None):
   try:
     r = web.urlopen(web.Request(env("U"), body, {"Authorization": "Bearer " + env("CONTAINER_API_KEY"),
       "Content-Type": "application/json"}, method=method), timeout=20)
-  except web.HTTPError as error: r = error
-  except Exception as error: return {"error": error}
+  except web.HTTPError as e: r = e
+  except Exception as e: return {"error": e}
   try: return dict(json.load(r))
   except Exception: return {"error": r.status}
 n, ok, pause = 0, 0, float(env("P")) + .1
@@ -83,10 +83,10 @@ main() {
   sleep $((P * 5 / 2))
   python3 -c "$END" 0 ""
 }
-# The dead-man timer, in a session of its own: it outlives this script. A machine that was started again to save what
-# its deadline left unsaved has a quarter of an hour for it. Without python3 nothing here can end the bill.
+# The dead-man timer, in a session of its own: it outlives this script. A machine that is started after its deadline
+# with a run that is not saved has a quarter of an hour for that. Without python3 nothing here can end the bill.
 command -v python3 || say "STILL BILLED: no python3"
-[ -e "$W/unsaved" ] && [ "$T" -lt $((N = $(date +%s) + 900)) ] && T=$N
+[ ! -e "$W/run" ] || [ -e "$W/saved" ] || [ "$T" -ge $((N = $(date +%s) + 900)) ] || T=$N
 setsid python3 -c "$END" "$T" "$W/unsaved" &
 mkdir -p "$W"
 # shellcheck disable=SC2086 # or none

@@ -46,11 +46,13 @@ def rent(
         rental = new_rental(offers[0], job, folder)
         tried.append(rental)
         ledger.save(rental)
+        handed_over = False
         try:
             create(vast, job, settings, ledger, rental, offers[0].bid)
             wait_until_running(vast, settings, rental)
             rental.state = State.RUNNING
             ledger.save(rental)
+            handed_over = True
             return rental
         except NotRented as error:
             ledger.end(rental, State.NOT_RENTED, str(error))
@@ -58,12 +60,10 @@ def rent(
         except MachineFailed as error:
             rental.machine_failed = str(error)
             console.print(f"machine {rental.machine_id} {error}: it is destroyed and not taken again for a week")
-            with undisturbed("the machine is being destroyed"):
-                clean_up(vast, ledger, rental)
-        except BaseException:
-            with undisturbed("what was rented is being destroyed"):
-                clean_up(vast, ledger, rental)
-            raise
+        finally:  # also of what the lines above raise: a signal, a full disk, a closed terminal
+            if rental.is_open and not handed_over:
+                with undisturbed("what was rented is being destroyed"):
+                    clean_up(vast, ledger, rental)
         refuse_more_tries(tried, settings)
         left = money - sum(rental.cost for rental in tried)
         offers = offers_for(vast, settings, left, ledger.failed_machines(), {rental.offer_id for rental in tried})
@@ -92,7 +92,7 @@ def new_rental(offer: Offer, job: Job, folder: Path) -> Rental:
     label = new_label(deadline)
     return Rental(
         label=label, offer_id=offer.id, machine_id=offer.machine_id, gpu=offer.gpu, price_per_hour=offer.price,
-        cost_limit=round(offer.cost, 4), asked=now, deadline=deadline, commit=job.source.commit,
+        cost_limit=round(offer.cost, 4), traffic=offer.traffic, asked=now, deadline=deadline, commit=job.source.commit,
         branch=job.source.branch, overrides=list(job.overrides), run_folder=str(folder), wandb_url=job.run_page(label),
     )  # fmt: skip
 

@@ -61,7 +61,7 @@ class Vast:
             except requests.HTTPError as error:
                 status, answer = error.response.status_code, _json(error.response)
                 if status == 429 and attempt < TRIES:  # refused before it was looked at
-                    time.sleep(self.pause * 2**attempt)
+                    time.sleep(self.pause * 2 ** (attempt - 1))
                     continue
                 if status >= 500:
                     raise Unclear(f"{status}") from error

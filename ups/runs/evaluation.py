@@ -106,8 +106,8 @@ def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size:
     truth = window.u[:, 1:]
     metrics = field_metrics(fields.mean(0), truth) | ensemble_metrics(fields, truth)
     if len(fields) > 1:
-        squares = (metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
-        _, *metrics["spread_skill_interval"] = paired_root_ratio(*squares)
+        _, low, high = paired_root_ratio(metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
+        metrics["spread_skill_interval"] = [low, high]
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),

@@ -32,6 +32,8 @@ def replay(file: Path) -> str:
         raise UserError(f"{file} is damaged ({error})") from None
     if "batch" not in state.tensors:
         raise UserError(f"{file} holds no step to repeat: it takes a nonfinite-STEP.safetensors")
+    if state.facts["device"] == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"{file}: its step was taken on a GPU: repeat it on a machine that has one")
     runtime = set_up(state.facts["device"], "auto", state.facts["precision"])
     identity = read_identity(file.parent / IDENTITY)
     if identity.digest != state.facts["digest"]:

@@ -94,7 +94,7 @@ def own_part(batch: Batch) -> Batch:
     return batch if processes() == 1 else batch.part(rank(), processes(), _mean)
 
 
-def average(tensors: Iterable[Tensor]) -> None:
+def mean_over_processes(tensors: Iterable[Tensor]) -> None:
     """Each becomes its mean over the processes, in place: one all-reduce of them all."""
     if processes() == 1:
         return

@@ -3,7 +3,8 @@
 It is the stage's subtree with its `requires`, the model, the dataset and the seed. Device, threads, logging, folders
 live in other nodes of the config, so nothing has to be left out by a list; but for `dataset.download`, whose place is
 beside `dataset.path`: a file is the same, however it came. A file of data counts by its path, not by its content: a
-changed one needs another name.
+changed one needs another name. Two keys of `runtime` do change weights and do not count: in bfloat16, or where a step
+is skipped, they are other weights of the same stage.
 """
 
 import hashlib

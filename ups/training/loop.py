@@ -16,7 +16,7 @@ from ups.errors import UserError
 from ups.machine import processes
 from ups.signals import StopSignal, interruption
 from ups.stages.stage import Stage
-from ups.training.distributed import agreed, average, by_first, own_part
+from ups.training.distributed import agreed, by_first, mean_over_processes, own_part
 from ups.training.levers import evaluating, stepping
 from ups.training.nonfinite import refuse_or_skip
 from ups.training.optimizer import AdamW, Average, OptimizerSettings, learning_rate
@@ -59,6 +59,8 @@ class Training:
     values: dict[str, Any] = field(default_factory=dict)  # of the last step: loss, lr, grad_norm and the loss's terms
     rows: list[dict[str, float]] = field(default_factory=list)  # the points of the charts so far
     seconds: float = 0.0  # in steps, over all starts
+    optimizer: AdamW = field(init=False)
+    average: Average = field(init=False)  # of the weights: what is validated and kept
 
     def __post_init__(self):
         self.optimizer = AdamW(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
@@ -172,7 +174,7 @@ def training_step(training: Training, runtime: Runtime) -> None:
     loss.backward()
     loss, terms = loss.detach(), {name: term.detach() for name, term in terms.items()}
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    average([*(parameter.grad for parameter in parameters), loss, *terms.values()])
+    mean_over_processes([*(parameter.grad for parameter in parameters), loss, *terms.values()])
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.optimizer.clip)
     lr = learning_rate(settings.optimizer, training.step, settings.steps)
     if math.isfinite(float(grad_norm) + float(loss)):

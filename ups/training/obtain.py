@@ -110,7 +110,7 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, ke
     Raises a `UserError` for an argument that the stage or its network refuses, and where memory does not suffice.
     """
     content = identity.content
-    node = {key: value for key, value in content["stage"].items() if key not in LOOP_KEYS and key != "requires"}
+    node = {name: value for name, value in content["stage"].items() if name not in (*LOOP_KEYS, "requires")}
     arguments = {"requires": required}
     if "network" in node:
         arguments["network"] = build(OmegaConf.create(node.pop("network")), f"{key}.network", partial=True)
@@ -128,16 +128,17 @@ def check_foreign(entry: Entry, runtime: Runtime) -> None:
     content = read_json(entry.path / IDENTITY)
     if Identity(content, None).digest != entry.identity.digest:
         raise ValueError(f"its {IDENTITY} is of another stage")
-    network = build_chain(entry.identity, runtime)[-1].network
+    stage = build_chain(entry.identity, runtime)[-1]
     if entry.is_trained:
         entry.result()
         entry.rows()
-        return entry.load_weights(network)
+        entry.load_weights(stage.network)
+        return
     state = read_state(entry.path / STATE)
     if state.facts["digest"] != entry.identity.digest:
         raise ValueError(f"its {STATE} is of another stage")
-    network.load_state_dict(state.tensors["network"])
-    return network.load_state_dict(state.tensors["average"])
+    is_repeatable(state, runtime)
+    Training(stage, settings_of(entry.identity, "stage"), None, entry).load_state(state)
 
 
 def build_chain(identity: Identity, runtime: Runtime) -> list[Stage]:
@@ -174,17 +175,11 @@ def train_stage(
     entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime, key: str
 ) -> str:
     """Train or resume one stage, which stands at `key` in the config; -> "trained" or "resumed"."""
-    content = entry.identity.content
-    node = content["stage"]
-    settings = LoopSettings(
-        **{key: node[key] for key in LOOP_KEYS if key != "optimizer"},
-        optimizer=OptimizerSettings(**node["optimizer"]),
-        seed=content["seed"],
-        key=key,
-    )
+    settings = settings_of(entry.identity, key)
     stage = build_stage(entry.identity, required, runtime, key)
     check_data(settings, stage, data)
-    training = Training(stage, settings, data, entry)
+    with building(entry.identity, key, runtime.device):  # its averages and moments are three more networks
+        training = Training(stage, settings, data, entry)
     with first_ahead():  # it sets aside a state that cannot be read
         state = entry.load_state()
     if state:
@@ -212,6 +207,16 @@ def train_stage(
     for callback in callbacks:
         callback.on_trained(training)
     return "resumed" if state else "trained"
+
+
+def settings_of(identity: Identity, key: str) -> LoopSettings:
+    node = identity.content["stage"]
+    return LoopSettings(
+        **{name: node[name] for name in LOOP_KEYS if name != "optimizer"},
+        optimizer=OptimizerSettings(**node["optimizer"]),
+        seed=identity.content["seed"],
+        key=key,
+    )
 
 
 def is_repeatable(state: State, runtime: Runtime) -> bool:

@@ -35,7 +35,7 @@ class AdamW:
         for name, parameter in network.named_parameters():
             if parameter.requires_grad:
                 self.groups.setdefault(relative_lr.get(name.partition(".")[0], 1.0), []).append(parameter)
-        self.moments = {
+        self.memory = {
             parameter: {"step": torch.tensor(0.0)} | {name: torch.zeros_like(parameter) for name in MOMENTS}
             for group in self.groups.values() for parameter in group
         }  # fmt: skip
@@ -45,9 +45,11 @@ class AdamW:
         beta1, beta2 = self.settings.betas
         for relative_lr, group in self.groups.items():
             parameters = [parameter for parameter in group if parameter.grad is not None]
-            of_each = lambda name, parameters=parameters: [self.moments[parameter][name] for parameter in parameters]
+            memory = [self.memory[parameter] for parameter in parameters]
+            moments = ([each[name] for each in memory] for name in MOMENTS)
             adamw(
-                parameters, [parameter.grad for parameter in parameters], *map(of_each, MOMENTS), [], of_each("step"),
+                parameters, [parameter.grad for parameter in parameters], *moments, [],
+                [each["step"] for each in memory],
                 lr=lr * relative_lr, beta1=beta1, beta2=beta2, weight_decay=self.settings.weight_decay, eps=1e-8,
                 amsgrad=False, maximize=False, foreach=True, has_complex=any(map(torch.is_complex, parameters)),
             )  # fmt: skip
@@ -56,7 +58,7 @@ class AdamW:
         """All that it remembers; its settings come from the config, the learning rate with each step."""
         return {
             f"{index}.{name}": tensor
-            for index, moments in enumerate(self.moments.values()) for name, tensor in moments.items()
+            for index, memory in enumerate(self.memory.values()) for name, tensor in memory.items()
         }  # fmt: skip
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
@@ -65,7 +67,7 @@ class AdamW:
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
-    """Linear warm-up to the peak, then half a cosine down to zero at the last step."""
+    """Linear warm-up to the peak, then half a cosine, which would be zero a step after the last."""
     warmup = max(1, round(settings.warmup * steps))
     if step < warmup:
         return settings.lr * (step + 1) / warmup

@@ -6,6 +6,8 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig
 
+HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # W&B's own: the client looks for its key in this order
+
 
 def api_key() -> str | None:
     """Of WANDB_API_KEY or ~/.netrc, where `wandb login` puts it. Asks nobody, needs no network.
@@ -14,14 +16,18 @@ def api_key() -> str | None:
     """
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc  # with the port, as `wandb login` writes it
     try:
         hosts = netrc.netrc(os.environ.get("NETRC")).hosts
     except FileNotFoundError:
         return None
     except (OSError, netrc.NetrcParseError):
         return ""
-    return next((hosts[name][2] for name in hosts if name == host or (not host and "wandb" in name)), None)
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc  # with the port, as `wandb login` writes it
+    if host in HOSTS:
+        names = HOSTS[HOSTS.index(host) :]
+    else:
+        names = (host,) if host else (*HOSTS, *(name for name in hosts if "wandb" in name))
+    return next((hosts[name][2] for name in names if name in hosts), None)
 
 
 def why_not_kept(cfg: DictConfig) -> str | None:
@@ -40,10 +46,13 @@ def project_path(api, project: str, entity: str | None) -> str:
     return f"{entity or api.settings['entity'] or api.default_entity}/{project}"
 
 
-def project_page(cfg: DictConfig) -> str:
-    """The address of the project's page. Asks the server, so it also tells whether that takes the key."""
+def server_and_page(cfg: DictConfig) -> tuple[str, str]:
+    """The addresses of the server, which the client's own settings may name, and of the project's page.
+
+    Asks the server, so it also tells whether that takes the key.
+    """
     import wandb
 
     api = wandb.Api(api_key=api_key(), timeout=10)
-    host = api.settings["base_url"].replace("https://api.", "https://")
-    return f"{host}/{project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)}"
+    server, project = api.settings["base_url"], project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)
+    return server, f"{wandb.util.app_url(server)}/{project}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ups.console import console
-from ups.errors import Interrupted
+from ups.errors import Interrupted, UserError
 from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, offer
 from ups.launch.rehearsal.wandb_server import WandbServer
 
@@ -26,7 +26,7 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
     environment = inherited_environment(machines) | {"PATH": f"{interpreter(machines)}:{os.environ['PATH']}"}
     key = secrets.token_hex(32)
     with VastServer(key, machines, environment) as service, WandbServer(secrets.token_hex(32)) as tracker:
-        service.offers = offers_that_fit(cfg.vast.offer)
+        service.offers = offers_that_fit(cfg.vast)
         before = dict(os.environ)
         os.environ |= {"VAST_URL": service.url, "VAST_API_KEY": key} | tracker.environment
         console.print(
@@ -43,10 +43,14 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
         finally:
             os.environ.clear()
             os.environ |= before
+        if cfg.vast.dry_run:
+            return
         saved = [artifact.name for artifact in tracker.artifacts if artifact.state == "COMMITTED"]
         console.print(f"rehearsal: W&B holds {', '.join(saved) or 'no stage'}")
         left = f"instances {sorted(service.rows)} are left" if service.rows else "the instance destroyed itself"
         console.print(f"rehearsal: {left}")
+        if not list(machines.glob("*/ups/saved")):
+            raise UserError(f"rehearsal: the training failed or was not saved; the log is {machines}/*/ups/log")
 
 
 def interpreter(machines: Path) -> Path:
@@ -61,10 +65,16 @@ def interpreter(machines: Path) -> Path:
     return home / "bin"
 
 
-def offers_that_fit(wanted: DictConfig) -> list[dict]:
-    changes = {"num_gpus": wanted.gpus, "gpu_ram": max(24564, wanted.gpu_memory * 1000), "cuda_max_good": wanted.cuda}
+def offers_that_fit(settings: DictConfig) -> list[dict]:
+    wanted = settings.offer
+    changes = {
+        "num_gpus": wanted.gpus, "gpu_ram": max(24564, wanted.gpu_memory * 1000), "cuda_max_good": wanted.cuda,
+        "reliability": wanted.reliability, "reliability2": wanted.reliability, "disk_space": settings.disk,
+        "duration": settings.max_hours * 3600,
+    }  # fmt: skip
     if wanted.gpu:
         changes["gpu_name"] = wanted.gpu[0].replace("_", " ")
     if wanted.region:
         changes["geolocation"] = f"Somewhere, {wanted.region[0]}"
-    return [offer(number, **changes) for number in range(6)]
+    offers = [offer(number, **changes) for number in range(6)]
+    return [each | {"dph_total": min(each["dph_total"], settings.max_price)} for each in offers]
