@@ -16,6 +16,7 @@ from ups.config import check, composed
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # in order: a reader types one after the other
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES_BY_NAME = {page.name: page.read_text() for page in PAGES}
 BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [
     part.strip()
@@ -48,6 +49,18 @@ def test_every_test_that_a_page_names_exists():
     names = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
     sources = "".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
     assert len(names) > 40 and not [name for name in names if f"def {name}(" not in sources]
+
+
+def test_every_test_that_the_table_of_launching_names_exists():
+    """There by a part of its name, after the letter of its file."""
+    cells = [line.split("|")[-2] for line in PAGES_BY_NAME["launching.md"].splitlines() if line.startswith("| ")]
+    files = {"P": "provision", "I": "instance", "L": "launch", "A": "artifacts"}
+    named = [(letter, part) for cell in cells for letter, parts in re.findall(r"([PILA])((?: `\w+`,?)+)", cell)
+             for part in re.findall(r"\w+", parts)]  # fmt: skip
+    tests = {letter: re.findall(r"def (test_\w+)", (ROOT / "tests" / f"test_{name}.py").read_text())
+             for letter, name in files.items()}  # fmt: skip
+    assert len(named) > 40
+    assert not [(letter, part) for letter, part in named if not any(part in test for test in tests[letter])]
 
 
 def test_the_errors_in_the_readme_are_those_of_the_report():

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, train_config
 from small_training import OPTIMIZER, RUNTIME, STAGES, operator, student, training
 from torch import nn
 
@@ -22,9 +22,9 @@ from ups.data.batches import batch_at
 from ups.errors import Interrupted, UserError
 from ups.runs.replay import batch_of
 from ups.tensors import Damaged, read_tensors, write_tensors
-from ups.training.identity import from_content
-from ups.training.loop import train
-from ups.training.obtain import is_repeatable
+from ups.training.identity import from_content, identity_of
+from ups.training.loop import Training, train
+from ups.training.obtain import build_chain, check_foreign, is_repeatable, settings_of
 from ups.training.optimizer import AdamW, learning_rate
 from ups.training.runtime import choose_threads, set_up
 from ups.training.state import State, read_state, write_state
@@ -227,6 +227,23 @@ def test_nonfinite_steps_are_skipped_counted_and_limited(data, tmp_path, capsys)
     fails_at(run.stage, [3, 8, 9], data)
     with pytest.raises(UserError, match=r"at step 9, .* 2 were skipped before it, runtime\.max_skipped=2"):
         train(run, [], skipping)
+
+
+def test_a_state_from_elsewhere_is_refused_if_it_would_not_load(data, tmp_path):
+    identity = identity_of(train_config(*SMALL))
+    entry = Entry(tmp_path, identity)
+    (stage,) = build_chain(identity, RUNTIME)
+    entry.save_state(whole := Training(stage, settings_of(identity, "stage"), data, entry).state())
+    check_foreign(entry, RUNTIME)
+    for group in ("network", "average", "optimizer"):
+        tensors = {name: tensors for name, tensors in whole.tensors.items() if name != group}
+        entry.save_state(replace(whole, tensors=tensors))
+        with pytest.raises(KeyError):
+            check_foreign(entry, RUNTIME)
+    for fact in ("step", "rows", "threads", "processes"):
+        entry.save_state(replace(whole, facts={name: value for name, value in whole.facts.items() if name != fact}))
+        with pytest.raises(KeyError):
+            check_foreign(entry, RUNTIME)
 
 
 def test_learning_rate_rises_and_falls():
