@@ -14,6 +14,7 @@ from secrets import token_hex
 import pytest
 from conftest import ROOT, SMALL, clean_environment
 from git_repos import git, public_git
+from machines import wait_for
 from terminal import Terminal
 
 from ups.config import composed
@@ -86,13 +87,6 @@ def error_of(answer) -> str:
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
     return line
-
-
-def until(condition, seconds: float = 20) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -269,7 +263,7 @@ def test_ctrl_c_leaves_nothing_rented(step, number, launch, server):
     server.exits = {100} if step == "destroy" else set()
     server.loading_seconds = 0.3
     process = launch(*LOSSY, wait=False)
-    until(lambda: server.sent(request))
+    wait_for(lambda: server.sent(request))
     process.send_signal(number)
     if step == "loading":
         process.send_signal(number)  # once more, while it destroys
@@ -284,7 +278,7 @@ def test_a_closed_terminal_leaves_nothing_rented(clone, server, tmp_path):
     server.stays_loading = set(range(200))
     environment = clean_environment(tmp_path) | {"VAST_URL": server.url, "VAST_API_KEY": server.key}
     terminal = Terminal([sys.executable, str(clone / "launch_vast.py"), *LOSSY, *QUICK], tmp_path, environment)
-    until(lambda: server.sent(r"GET /api/v0/instances/\d+/"))
+    wait_for(lambda: server.sent(r"GET /api/v0/instances/\d+/"))
     terminal.close()
     assert terminal.process.wait(30) == 129
     assert not server.rows and len(server.sent(CREATE)) == 1
@@ -292,7 +286,7 @@ def test_a_closed_terminal_leaves_nothing_rented(clone, server, tmp_path):
 
 def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
     process = launch(*LOSSY, "vast.follow=true", wait=False)
-    until(lambda: server.sent(r"PUT /api/v0/instances/request_logs/\d+/"))
+    wait_for(lambda: server.sent(r"PUT /api/v0/instances/request_logs/\d+/"))
     process.send_signal(signal.SIGINT)
     answer = finished(process)
     assert answer.returncode == 130 and "goes on without an onlooker" in answer.stderr and len(server.rows) == 1
@@ -302,7 +296,7 @@ def test_a_launcher_that_is_killed_is_swept_up(launch, server):
     """kill -9 in the middle of the request: the label was written before it, so `reap` finds what nobody heard of."""
     server.faults.append(Fault(CREATE, "hang", after=True))
     process = launch(*LOSSY, wait=False)
-    until(lambda: server.rows)
+    wait_for(lambda: server.rows)
     process.kill()
     finished(process)
     (row,) = server.rows.values()

@@ -55,7 +55,7 @@ def start(tmp_path, cache):
 def tracked(machine: Machine) -> list[float]:
     """The steps that `wandb sync` would find."""
     (file,) = machine.folder.glob("run/wandb/run-*/run-*.wandb")
-    return steps_of(wandb_log._parse(file.read_bytes()).rows)
+    return steps_of(wandb_log.parse(file.read_bytes()).rows)
 
 
 def one_warning(error: str, what: str) -> None:

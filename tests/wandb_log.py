@@ -35,14 +35,14 @@ def read(run_folder: Path) -> OfflineRun:
     """Of the one offline run under RUN_FOLDER/wandb, once the client has closed it."""
     (file,) = run_folder.glob("wandb/offline-run-*/run-*.wandb")
     for _ in range(50):
-        run = _parse(file.read_bytes())
+        run = parse(file.read_bytes())
         if run.exit_code is not None:
             return run
         time.sleep(0.1)
     raise AssertionError(f"{file} has no exit record")
 
 
-def _parse(content: bytes) -> OfflineRun:
+def parse(content: bytes) -> OfflineRun:
     run = OfflineRun()
     for payload in _payloads(content):
         record = Record.FromString(payload)
