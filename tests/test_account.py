@@ -5,7 +5,7 @@ from urllib.parse import urlparse
 import pytest
 import wandb
 
-from ups.wandb.account import HOSTS, api_key
+from ups.wandb.account import HOSTS, api_key, server
 
 FORGE, OLD, OWN = "api.forge.coreweave.com", "api.wandb.ai", "wandb.example.com:8080"
 
@@ -17,7 +17,7 @@ FORGE, OLD, OWN = "api.forge.coreweave.com", "api.wandb.ai", "wandb.example.com:
         ([OLD], None, OLD),
         ([OLD, FORGE], None, FORGE),
         ([OWN, FORGE], None, FORGE),
-        ([OWN], None, OWN),
+        ([OWN], None, None),
         (["github.com"], None, None),
         ([FORGE, OWN], f"https://{OWN}", OWN),
         ([FORGE], f"https://{OWN}", None),
@@ -32,7 +32,21 @@ def test_the_key_is_the_one_of_the_server(machines, url, found, tmp_path, monkey
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", url) if url else monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_CONFIG_DIR", raising=False)
     assert api_key() == (found and f"key-of-{found}")
+
+
+def test_the_server_is_the_one_of_the_clients_settings(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert server() == ""
+    (tmp_path / "settings").write_text(f"[default]\nbase_url = https://{OWN}\n")
+    assert server() == f"https://{OWN}"
+    (tmp_path / "settings").write_text("base_url\n")
+    assert server() == ""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert server() == "http://127.0.0.1:9"
 
 
 def test_the_client_writes_its_key_under_a_host_that_is_known(monkeypatch):

@@ -419,6 +419,18 @@ def test_a_key_that_is_not_needed_is_not_sent(launch, server):
     assert "WANDB_API_KEY" not in server.sent(CREATE)[0].body["env"]
 
 
+def test_the_server_of_the_clients_own_settings_is_told_to_the_machine(launch, server, tmp_path):
+    """As `wandb login --host URL` leaves it."""
+    with WandbServer(token_hex(32)) as tracker:
+        settings = tmp_path / ".config" / "wandb" / "settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(f"[default]\nbase_url = {tracker.url}\n")
+        environment = {name: value for name, value in tracker.environment.items() if name != "WANDB_BASE_URL"}
+        answer = launch("+auto_shutdown=true", **environment)
+    assert answer.returncode == 0, answer.stderr
+    assert server.sent(CREATE)[0].body["env"]["WANDB_BASE_URL"] == tracker.url
+
+
 def test_a_key_that_wandb_refuses_rents_nothing(launch, server):
     with WandbServer() as tracker:
         answer = launch("+auto_shutdown=true", **tracker.environment | {"WANDB_API_KEY": "0" * 40})

@@ -25,7 +25,7 @@ from ups.launch.provision import offers_for, rent
 from ups.launch.repository import is_tracked, pushed_source
 from ups.launch.vast_api import Vast
 from ups.paths import ROOT
-from ups.wandb.account import api_key, server_and_page, why_not_kept
+from ups.wandb.account import api_key, project_page, server, why_not_kept
 
 HERE_ONLY = ("auto_shutdown", "vast", "store", "cache")  # overrides that say nothing to the machine
 ACTIONS = {"status": status, "logs": logs, "destroy": destroy, "reap": reap}
@@ -113,30 +113,28 @@ def job_of(cfg: DictConfig) -> Job:
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
     if source.token:
         secrets["GIT_TOKEN"] = source.token
-    page = None
-    if not keeps_nothing:
-        settings["WANDB_BASE_URL"], page = answering_server(cfg)
     return Job(
         source=source, overrides=tuple(passed_on()), gpus=cfg.vast.offer.gpus, auto_shutdown=bool(cfg.auto_shutdown),
         prove="" if keeps_nothing else "try" if cfg.vast.allow_loss else "insist", on_failure=cfg.vast.on_failure,
-        settings=settings, secrets=secrets, wandb_page=page,
+        settings=settings, secrets=secrets, wandb_page=None if keeps_nothing else answering_page(cfg),
     )  # fmt: skip
 
 
 def environment_of(cfg: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
     """What the machine gets of this computer's environment: (settings, secrets)."""
-    names = ["VAST_URL"] + (["WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"] if "wandb" in cfg.logger else [])
-    settings = {name: os.environ[name] for name in names if os.environ.get(name)}
-    key = api_key() if "wandb" in cfg.logger else None
-    return settings, {"WANDB_API_KEY": key} if key else {}
+    settings, secrets = {"VAST_URL": os.environ.get("VAST_URL")}, {}
+    if "wandb" in cfg.logger:
+        settings |= {name: os.environ.get(name) for name in ("WANDB_ENTITY", "WANDB_MODE")}
+        settings["WANDB_BASE_URL"], secrets["WANDB_API_KEY"] = server(), api_key()
+    return tuple({name: value for name, value in each.items() if value} for each in (settings, secrets))
 
 
-def answering_server(cfg: DictConfig) -> tuple[str, str]:
-    """The addresses of W&B and of the project's page there, once W&B has taken the key."""
+def answering_page(cfg: DictConfig) -> str:
+    """W&B's page of the project, once W&B has taken the key."""
     import wandb
 
     try:
-        return server_and_page(cfg)
+        return project_page(cfg)
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise UserError(
             f"W&B does not take the key or does not answer ({first_line(error)}): wandb login --verify"

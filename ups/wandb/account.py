@@ -2,6 +2,9 @@
 
 import netrc
 import os
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from pathlib import Path
 from urllib.parse import urlparse
 
 from omegaconf import DictConfig
@@ -22,12 +25,22 @@ def api_key() -> str | None:
         return None
     except (OSError, netrc.NetrcParseError):
         return ""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).netloc  # with the port, as `wandb login` writes it
-    if host in HOSTS:
-        names = HOSTS[HOSTS.index(host) :]
-    else:
-        names = (host,) if host else (*HOSTS, *(name for name in hosts if "wandb" in name))
+    host = urlparse(server()).netloc or HOSTS[0]  # with the port, as `wandb login` writes it
+    names = HOSTS[HOSTS.index(host) :] if host in HOSTS else (host,)
     return next((hosts[name][2] for name in names if name in hosts), None)
+
+
+def server() -> str:
+    """The address in WANDB_BASE_URL, or in the client's settings, where `wandb login --host` puts it; "" for W&B's."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        return url
+    folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    settings = ConfigParser(interpolation=None)
+    try:
+        settings.read(Path(folder) / "settings")
+        return settings.get("default", "base_url", fallback="")
+    except (ConfigError, UnicodeDecodeError):
+        return ""
 
 
 def why_not_kept(cfg: DictConfig) -> str | None:
@@ -46,13 +59,10 @@ def project_path(api, project: str, entity: str | None) -> str:
     return f"{entity or api.settings['entity'] or api.default_entity}/{project}"
 
 
-def server_and_page(cfg: DictConfig) -> tuple[str, str]:
-    """The addresses of the server, which the client's own settings may name, and of the project's page.
-
-    Asks the server, so it also tells whether that takes the key.
-    """
+def project_page(cfg: DictConfig) -> str:
+    """The address of the project's page. Asks the server, so it also tells whether that takes the key."""
     import wandb
 
     api = wandb.Api(api_key=api_key(), timeout=10)
-    server, project = api.settings["base_url"], project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)
-    return server, f"{wandb.util.app_url(server)}/{project}"
+    project = project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)
+    return f"{wandb.util.app_url(api.settings['base_url'])}/{project}"
