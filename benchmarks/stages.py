@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of training, all three stages together")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=256)
-    parser.add_argument("--trajectories", type=int, default=256, help="of the test, which nothing else has seen")
+    parser.add_argument("--trajectories", type=int, default=128, help="of the test, which nothing else has seen")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "stages", help="folder of the report")
     asked = parser.parse_args()
