@@ -3,7 +3,7 @@
 Of the time two fifths are the operator's, a fifth is stage 2's and two fifths stage 3's.
 
     python benchmarks/stages.py --minutes 10 --seeds 3
-    python benchmarks/stages.py --minutes 2 --seeds 3 --points 64 --trajectories 64
+    python benchmarks/stages.py --minutes 2 --seeds 3 --points 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; a short trial determines how many steps
 fit into the time. The second command is a harder setting: four times fewer points, so that much of the next field
