@@ -116,7 +116,8 @@ def undisturbed(doing: str) -> Iterator[None]:
 
     before = {number: signal.signal(number, wait) for number in stopping()}
     try:
-        console.print(doing)
+        with suppress(OSError):  # what is to be done does not hang on what can be said
+            console.print(doing)
         yield
     finally:
         for number, handler in before.items():
