@@ -16,7 +16,6 @@ from ups.config import check, composed
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # in order: a reader types one after the other
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES_BY_NAME = {page.name: page.read_text() for page in PAGES}
 BLOCKS = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [
     part.strip()
@@ -53,7 +52,8 @@ def test_every_test_that_a_page_names_exists():
 
 def test_every_test_that_the_table_of_launching_names_exists():
     """There by a part of its name, after the letter of its file."""
-    cells = [line.split("|")[-2] for line in PAGES_BY_NAME["launching.md"].splitlines() if line.startswith("| ")]
+    page = (ROOT / "docs" / "launching.md").read_text()
+    cells = [line.split("|")[-2] for line in page.splitlines() if line.startswith("| ")]
     files = {"P": "provision", "I": "instance", "L": "launch", "A": "artifacts"}
     named = [(letter, part) for cell in cells for letter, parts in re.findall(r"([PILA])((?: `\w+`,?)+)", cell)
              for part in re.findall(r"\w+", parts)]  # fmt: skip

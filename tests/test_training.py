@@ -252,7 +252,7 @@ def test_learning_rate_rises_and_falls():
     assert rates[0] < 1e-3 and rates[-1] < 1e-5
 
 
-def test_adamw_is_the_class_of_torch_bit_for_bit(tmp_path):
+def test_adamw_is_the_class_of_torch_bit_for_bit():
     """Also where a parameter is complex, or has no gradient in some steps, and after a resume."""
     torch.manual_seed(0)
     waves = nn.ParameterList([torch.randn(4, dtype=torch.cfloat)])
