@@ -1,14 +1,15 @@
 """What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
-Of the time two fifths are the operator's, a fifth is stage 2's and two fifths stage 3's.
+Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's.
 
     python benchmarks/stages.py --minutes 10 --seeds 3
     python benchmarks/stages.py --minutes 2 --seeds 3 --points 64
 
-Trainings are `python train.py` of one thread, as many at a time as --workers; a short trial determines how many steps
-fit into the time. The second command is a harder setting: four times fewer points, so that much of the next field
-cannot be determined from the given one. Scores are of 8 members, coverage is of 19. Results are kept in cache/ and
-store/, so an interrupted benchmark resumes where it stopped. Writes docs/stages/points*.json, .md (the table) and .png.
+Trainings are `python train.py` of one thread, as many at a time as --workers; short trials before them determine how
+many steps fit into the time. The second command is a harder setting: four times fewer points, so that much of the next
+field cannot be determined from the given one. An ensemble has 19 members, for its mean and the coverage; its CRPS and
+spread/skill are those of the first 8. Results are kept in cache/ and store/, so an interrupted benchmark resumes where
+it stopped. Writes docs/stages/points*.json, .md (the table) and .png.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from ups.training.store import Entry
 
 CPU = torch.device("cpu")
 MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
-SCORES = 2  # raise it when a row's scores hold something else
+SCORES = 3  # raise it when a row's scores hold something else
 LONGER, DETERMINISTIC = "operator, full time", "deterministic corrector, full time"
 
 
@@ -65,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a seed's training is made: of which stage, and on top of which others of TRAININGS."""
+    """How a training is made: of which stage, and on top of which others of TRAININGS."""
 
     stage: str
     share: float  # of --minutes, for its own steps
@@ -74,12 +75,12 @@ class Recipe:
 
 
 TRAININGS = {
-    "operator": Recipe("operator", 2 / 5, "operator"),
+    "operator": Recipe("operator", 3 / 4, "operator"),
     "longer": Recipe("operator", 1, "operator"),
-    "deterministic": Recipe("deterministic_corrector", 3 / 5, "diffusion_residual", ("operator",)),
-    "unrolled": Recipe("unrolled_operator", 3 / 5, "consistency_distill", ("operator",)),
-    "diffusion": Recipe("diffusion_residual", 1 / 5, "diffusion_residual", ("operator",)),
-    "student": Recipe("consistency_distill", 2 / 5, "consistency_distill", ("operator", "diffusion")),
+    "deterministic": Recipe("deterministic_corrector", 1 / 4, "diffusion_residual", ("operator",)),
+    "unrolled": Recipe("unrolled_operator", 1 / 4, "consistency_distill", ("operator",)),
+    "diffusion": Recipe("diffusion_residual", 1 / 20, "diffusion_residual", ("operator",)),
+    "student": Recipe("consistency_distill", 1 / 5, "consistency_distill", ("operator", "diffusion")),
 }
 PHASES = [["longer", "operator"], ["deterministic", "unrolled", "diffusion"], ["student"]]  # the longest first
 ROWS = [
@@ -119,8 +120,11 @@ def main() -> None:
     one_thread = dict(initializer=torch.set_num_threads, initargs=(1,))  # what is set above is the main thread's
     with ThreadPoolExecutor(asked.workers, **one_thread) as pool:
 
+        fitting = lambda name: fitting_steps(name, asked.minutes * 60, shared, asked.points)
+        steps = dict(zip(TRAININGS, pool.map(fitting, TRAININGS), strict=True))
+
         def train_one(seed: int, name: str) -> None:
-            runs[seed][name] = trained_as(name, runs[seed], asked.minutes * 60, seed, shared, asked.points)
+            runs[seed][name] = trained_as(name, steps, [*shared, f"seed={seed}"])
 
         for names in PHASES:
             jobs = [(seed, name) for name in names for seed in range(asked.seeds)]
@@ -128,7 +132,8 @@ def main() -> None:
         scored = list(pool.map(lambda run: [scores_of(row, run[row.training], window) for row in ROWS], runs))
 
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
-    report |= {"commit": git_commit(), "members": MEMBERS, "persistence": plain_scores(window)}
+    report |= {"commit": git_commit(), "members": MEMBERS, "members_of_mean": FOR_COVERAGE}
+    report["persistence"] = plain_scores(window)
     report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
     report["rows"] = {
         row.title: summary([scores[k] for scores in scored])
@@ -149,19 +154,24 @@ def main() -> None:
 # --- Trainings ---
 
 
-def trained_as(name: str, runs: dict, seconds: float, seed: int, shared: list[str], points: int) -> dict:
-    """One of TRAININGS -> its stage, entry, own steps, command and seconds. `runs`: what the seed has already."""
+def fitting_steps(name: str, seconds: float, shared: list[str], points: int) -> int:
+    """Of one of TRAININGS: the same number for every seed. `seconds`: of all three stages together."""
     recipe = TRAININGS[name]
-    chosen, own = [*shared, f"stage={recipe.stage}", f"seed={seed}"], seconds * recipe.share
-    tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s-seed{seed}.json"
-    steps = {TRAININGS[required].budget: runs[required]["steps"] for required in recipe.requires}
-    steps[recipe.budget] = steps_for(own, tried, chosen, [f"budget.{each}" for each in (*steps, recipe.budget)])
-    chosen += [f"budget.{budget}={count}" for budget, count in steps.items()]
+    own = seconds * recipe.share
+    tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s.json"
+    budgets = [TRAININGS[each].budget for each in (*recipe.requires, name)]
+    return steps_for(own, tried, [*shared, f"stage={recipe.stage}"], [f"budget.{each}" for each in budgets])
+
+
+def trained_as(name: str, steps: dict[str, int], shared: list[str]) -> dict:
+    """One of TRAININGS -> its stage, entry, command and seconds."""
+    recipe = TRAININGS[name]
+    budgets = [f"budget.{TRAININGS[each].budget}={steps[each]}" for each in (*recipe.requires, name)]
+    chosen = [*shared, f"stage={recipe.stage}", *budgets]
     stage, entry = trained(chosen)
     return {
         "stage": stage,
         "entry": entry,
-        "steps": steps[recipe.budget],
         "command": "python train.py " + " ".join(chosen),
         "seconds": sum(
             Entry(Path("store"), identity).result()["seconds"]["training"] for identity in entry.identity.chain()
@@ -186,7 +196,7 @@ def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
     truth = window.u[:, 1:]
     fields = ensemble(stage.step, window, FOR_COVERAGE if stage.stochastic else 1)
     few = fields[:MEMBERS]
-    scores = field_metrics(few.mean(0), truth) | ensemble_metrics(few, truth) | {
+    scores = field_metrics(fields.mean(0), truth) | ensemble_metrics(few, truth) | {
         "nrmse_one_member": rollout_nrmse(few[0], truth),
         "one_step_nrmse": rollout_nrmse(one_step(stage.step, window), truth),
     }  # fmt: skip

@@ -24,7 +24,7 @@ from ups.training.obtain import load_chain
 from ups.training.runtime import set_up
 from ups.training.store import Entry
 
-TRIAL_STEPS = 60
+TRIAL_STEPS = 120
 COMPOSING = threading.Lock()  # Hydra composes in one thread at a time
 SEARCH_PATH = "hydra.searchpath=[file://benchmarks/conf]"  # of the options that benchmarks alone need
 
