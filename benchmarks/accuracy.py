@@ -121,7 +121,7 @@ def overrides(nu: float, model: str, seed: int) -> list[str]:
 
 def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:
     """One training by train.py, or what the store has of it."""
-    tried = Path("cache") / "accuracy" / f"{model}-nu{nu:g}-{seconds:g}s-seed{seed}.json"
+    tried = Path("cache") / "accuracy" / f"{model}-nu{nu:g}-seed{seed}.json"
     steps = steps_for(seconds, tried, overrides(nu, model, seed), ["budget.operator"])
     chosen = [*overrides(nu, model, seed), f"budget.operator={steps}"]
     stage, entry = trained(chosen)

@@ -116,12 +116,10 @@ def main() -> None:
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
     window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
 
+    steps = {name: fitting_steps(name, asked.minutes * 60, shared, asked.points) for name in TRAININGS}
     runs: list[dict[str, dict]] = [{} for _ in range(asked.seeds)]
     one_thread = dict(initializer=torch.set_num_threads, initargs=(1,))  # what is set above is the main thread's
     with ThreadPoolExecutor(asked.workers, **one_thread) as pool:
-
-        fitting = lambda name: fitting_steps(name, asked.minutes * 60, shared, asked.points)
-        steps = dict(zip(TRAININGS, pool.map(fitting, TRAININGS), strict=True))
 
         def train_one(seed: int, name: str) -> None:
             runs[seed][name] = trained_as(name, steps, [*shared, f"seed={seed}"])
@@ -157,10 +155,11 @@ def main() -> None:
 def fitting_steps(name: str, seconds: float, shared: list[str], points: int) -> int:
     """Of one of TRAININGS: the same number for every seed. `seconds`: of all three stages together."""
     recipe = TRAININGS[name]
-    own = seconds * recipe.share
-    tried = Path("cache") / "stages" / f"{name}-points{points}-{own:g}s.json"
+    tried = Path("cache") / "stages" / f"{recipe.stage}-points{points}.json"
     budgets = [TRAININGS[each].budget for each in (*recipe.requires, name)]
-    return steps_for(own, tried, [*shared, f"stage={recipe.stage}"], [f"budget.{each}" for each in budgets])
+    return steps_for(
+        seconds * recipe.share, tried, [*shared, f"stage={recipe.stage}"], [f"budget.{each}" for each in budgets]
+    )
 
 
 def trained_as(name: str, steps: dict[str, int], shared: list[str]) -> dict:

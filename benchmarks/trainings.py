@@ -49,10 +49,10 @@ def trained(overrides: list[str]) -> tuple[Stage, Entry]:
 
 
 def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[str]) -> int:
-    """How many steps fit into the time by the faster of two short trainings that are thrown away.
+    """How many steps fit into the time at the speed of the faster of two short trainings that are thrown away.
 
     `budgets`: the keys of the prerequisites' steps, and last of the stage's own, which are timed. `tried` remembers the
-    answer.
+    speed.
     """
     if not tried.exists():
         tried.parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +65,8 @@ def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[s
             with tempfile.TemporaryDirectory() as store:
                 train([*short, f"store={store}"], quiet=True)
                 spent.append(Entry(Path(store), identity).result()["seconds"]["training"])
-        write_json(tried, {"steps": round(seconds / min(spent) * TRIAL_STEPS)})
-    return read_json(tried)["steps"]
+        write_json(tried, {"steps_per_second": TRIAL_STEPS / min(spent)})
+    return round(seconds * read_json(tried)["steps_per_second"])
 
 
 def significant(value: float) -> str:
