@@ -45,16 +45,11 @@ from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import rollout
 from ups.models.solver_in_the_loop import cole_hopf_step
 from ups.paths import ROOT
-from ups.runs.training import git_commit
+from ups.provenance import git_commit
 from ups.training.obtain import parameter_count
 
 PEER = "neuraloperator_fno"
 MODELS = ("dilresnet", "solver_in_the_loop", "latent_operator", "fno", "unet", PEER)
-SETTINGS = {  # beside the defaults
-    "latent_operator": ["stage.optimizer.lr=2e-3"],  # the default makes these two diverge
-    "fno": ["stage.optimizer.lr=2e-3"],
-    PEER: [SEARCH_PATH, "stage.input_noise=[0,0]"],
-}
 CPU = torch.device("cpu")
 
 
@@ -115,14 +110,12 @@ def main() -> None:
 
 
 def overrides(nu: float, model: str, seed: int) -> list[str]:
-    chosen = [f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}"]
-    return [*chosen, *SETTINGS.get(model, [])]
+    return [SEARCH_PATH, f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}"]
 
 
 def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:
     """One training by train.py, or what the store has of it."""
-    tried = Path("cache") / "accuracy" / f"{model}-nu{nu:g}-seed{seed}.json"
-    steps = steps_for(seconds, tried, overrides(nu, model, seed), ["budget.operator"])
+    steps = steps_for(seconds, overrides(nu, model, seed), ["budget.operator"])
     chosen = [*overrides(nu, model, seed), f"budget.operator={steps}"]
     stage, entry = trained(chosen)
     spent = entry.result()["seconds"]["training"]

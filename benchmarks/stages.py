@@ -45,7 +45,7 @@ from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrms
 from ups.evaluation.rollout import ensemble, one_step, persistence
 from ups.files import nulled, read_json, with_nan, write_json
 from ups.paths import ROOT
-from ups.runs.training import git_commit
+from ups.provenance import git_commit
 from ups.stages.stage import Stage
 from ups.training.store import Entry
 
@@ -116,7 +116,7 @@ def main() -> None:
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
     window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
 
-    steps = {name: fitting_steps(name, asked.minutes * 60, shared, asked.points) for name in TRAININGS}
+    steps = {name: fitting_steps(name, asked.minutes * 60, shared) for name in TRAININGS}
     runs: list[dict[str, dict]] = [{} for _ in range(asked.seeds)]
     one_thread = dict(initializer=torch.set_num_threads, initargs=(1,))  # what is set above is the main thread's
     with ThreadPoolExecutor(asked.workers, **one_thread) as pool:
@@ -152,14 +152,11 @@ def main() -> None:
 # --- Trainings ---
 
 
-def fitting_steps(name: str, seconds: float, shared: list[str], points: int) -> int:
+def fitting_steps(name: str, seconds: float, shared: list[str]) -> int:
     """Of one of TRAININGS: the same number for every seed. `seconds`: of all three stages together."""
     recipe = TRAININGS[name]
-    tried = Path("cache") / "stages" / f"{recipe.stage}-points{points}.json"
-    budgets = [TRAININGS[each].budget for each in (*recipe.requires, name)]
-    return steps_for(
-        seconds * recipe.share, tried, [*shared, f"stage={recipe.stage}"], [f"budget.{each}" for each in budgets]
-    )
+    budgets = [f"budget.{TRAININGS[each].budget}" for each in (*recipe.requires, name)]
+    return steps_for(seconds * recipe.share, [*shared, f"stage={recipe.stage}"], budgets)
 
 
 def trained_as(name: str, steps: dict[str, int], shared: list[str]) -> dict:

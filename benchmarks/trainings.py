@@ -48,25 +48,26 @@ def trained(overrides: list[str]) -> tuple[Stage, Entry]:
     return load_chain(identity, Path("store"), set_up(device="cpu", threads=1)).stage, Entry(Path("store"), identity)
 
 
-def steps_for(seconds: float, tried: Path, overrides: list[str], budgets: list[str]) -> int:
+def steps_for(seconds: float, overrides: list[str], budgets: list[str]) -> int:
     """How many steps fit into the time at the speed of the faster of two short trainings that are thrown away.
 
-    `budgets`: the keys of the prerequisites' steps, and last of the stage's own, which are timed. `tried` remembers the
-    speed.
+    `budgets`: the keys of the prerequisites' steps, and last of the stage's own, which are timed. The cache remembers
+    the speed: of the same config, on this machine.
     """
-    if not tried.exists():
-        tried.parent.mkdir(parents=True, exist_ok=True)
-        short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
-        short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
-        short += ["dataset.validation=8", "dataset.test=8"]  # scoring an ensemble would take longer
-        identity = identity_of(checked(short))
+    short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
+    short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
+    short += ["dataset.validation=8", "dataset.test=8"]  # scoring an ensemble would take longer
+    identity = identity_of(checked(short))
+    measured = Path("cache") / "speeds" / f"{identity.folder}.json"
+    if not measured.exists():
+        measured.parent.mkdir(parents=True, exist_ok=True)
         spent = []
         for _ in range(2):  # other work on the machine slows one of them, rarely both
             with tempfile.TemporaryDirectory() as store:
                 train([*short, f"store={store}"], quiet=True)
                 spent.append(Entry(Path(store), identity).result()["seconds"]["training"])
-        write_json(tried, {"steps_per_second": TRIAL_STEPS / min(spent)})
-    return round(seconds * read_json(tried)["steps_per_second"])
+        write_json(measured, {"steps_per_second": TRIAL_STEPS / min(spent)})
+    return round(seconds * read_json(measured)["steps_per_second"])
 
 
 def significant(value: float) -> str:

@@ -1,9 +1,10 @@
-"""A command on a terminal of its own, which can be closed as a person closes a window."""
+"""A command whose reader leaves: a terminal's window is closed, or Ctrl-C ends `| tee log` too."""
 
 import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import termios
 from pathlib import Path
@@ -36,3 +37,21 @@ class Terminal:
         self.closing.set()
         self.reader.join()
         os.close(self.ours)
+
+
+class Pipe:
+    """`command 2>&1 | tee log`."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]):
+        self.ours, its = os.pipe()
+        self.process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=its, stderr=its
+        )
+        os.close(its)
+
+    def close(self) -> None:
+        os.close(self.ours)
+        self.process.send_signal(signal.SIGINT)
+
+
+READERS = {Terminal: 129, Pipe: 130}  # and the command's exit code when it is closed

@@ -260,6 +260,7 @@ def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tm
     metrics = json.loads(file.read_text())
     assert metrics["trajectories"] == 16 and len(metrics["nrmse_per_frame"]) == 31
     assert metrics["baselines"]["solver"]["nrmse"] < 1e-3 < 0.3 < metrics["baselines"]["persistence"]["nrmse"]
+    assert metrics["dataset"]["path"] == str(path) and metrics["checkpoint"] == str(checkpoint)
 
     file.unlink()
     fields = ["dataset=burgers", "dataset.initial_condition=random_field", "dataset.nu=0.01", "dataset.test=3"]
@@ -284,11 +285,30 @@ def test_evaluate_says_what_is_missing(command, tmp_path, diffusion):
     assert answer.returncode == 1 and "its training is not finished; the same train.py command" in answer.stderr
 
 
+@pytest.mark.xdist_group("evaluate")
+def test_evaluate_names_each_nu_and_members_are_of_either_stage(command, tmp_path, diffusion):
+    operator, corrector = (next((diffusion / "store").glob(f"{name}-*/")) for name in STAGES[:2])
+    fields = ["dataset=burgers", "dataset.nu=[0.1,0.05]", "dataset.test=2", "dataset.frames=15", "dataset.points=64"]
+    answer = command("evaluate.py", f"checkpoint={operator}", f"compare={corrector}", "members=3", "rollout_steps=5",
+                     *fields)  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    metrics = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
+    errors = metrics["nrmse_of_nu"]
+    assert set(errors) == {"0.1", "0.05"} and sum(errors.values()) / 2 == pytest.approx(metrics["nrmse"], rel=1e-5)
+    assert "of nu 0.05" in answer.stdout and "nu 0.05, 0.1, 64 points, 5 steps" in answer.stdout
+
+
 def test_training_on_pdebench_files(command, tmp_path):
     path = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
     small = ["dataset=pdebench_burgers", f"dataset.path={path}", "dataset.test=4", "dataset.validation=4"]
     answer = command("train.py", *small, "budget.operator=4", "stage.evaluations=1", "logger=none", "runtime.threads=1")
     assert answer.returncode == 0, answer.stderr
+
+    (checkpoint,) = (tmp_path / "store").glob("operator-*/")
+    scored = ["evaluate.py", f"checkpoint={checkpoint}", "dataset=pdebench_burgers", f"dataset.path={path}"]
+    refused = command(*scored)
+    assert refused.returncode == 1 and "the stage has seen all but the first 4 trajectories" in refused.stderr
+    assert command(*scored, "dataset.test=4", "rollout_steps=2").returncode == 0
 
 
 @pytest.mark.parametrize("choice", ["model=latent_operator", "model=solver_in_the_loop", "stage=consistency_distill"])

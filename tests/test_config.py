@@ -16,19 +16,27 @@ from ups.training.runtime import set_up
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("model", [file.stem for file in sorted((ROOT / "conf" / "model").glob("*.yaml"))])
-def test_every_stage_and_model_compose(stage, model):
-    check(train_config(f"stage={stage}", f"model={model}"))
+CHOICES = [
+    f"{group}={file.stem}"
+    for group in ("model", "experiment")
+    for file in sorted((ROOT / "conf" / group).glob("*.yaml"))
+]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("experiment", [file.stem for file in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))])
-def test_every_preset_is_valid_and_of_the_operator_wherever_it_stands(stage, experiment):
-    cfg, alone = (train_config(f"stage={each}", f"experiment={experiment}") for each in (stage, "operator"))
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_model_and_preset_is_valid_and_of_the_operator_wherever_it_stands(stage, choice):
+    cfg, alone = (train_config(f"stage={each}", choice) for each in (stage, "operator"))
     check(cfg)
     try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
     assert identity_of(cfg).chain()[0].digest == identity_of(alone).digest
+
+
+def test_a_model_brings_its_learning_rate_and_yields_to_the_command_line():
+    rate = lambda *overrides: train_config(*overrides).stage.optimizer.lr
+    assert rate("model=fno") == rate("model=fno", "experiment=nu_range") == 2e-3
+    assert rate("model=dilresnet") == rate() == 4e-3
+    assert rate("model=latent_operator", "operator.lr=1e-3") == 1e-3
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
@@ -50,7 +58,8 @@ BAD = {
     "stage.input_noise=[0.1,0.01]": "stage.input_noise",
     "operator.input_noise=[0.1,0.01]": "operator.input_noise=[0.1,0.01]: must rise",
     "operator.lr=0": "operator.lr=0",
-    "dataset.rollout_steps=32": "dataset.rollout_steps=32",
+    "dataset.rollout_steps=32": "dataset.rollout_steps=32: from dataset.initial_frame=9 it must be at most 31",
+    "dataset.initial_frame=60": "dataset.initial_frame=60: must be at most 39, since dataset.frames=41",
     "require=maybe": "require=maybe: must be one of train, found",
     "runtime.device=tpu": "runtime.device=tpu",
     "runtime.threads=0": "runtime.threads=0",
@@ -111,6 +120,7 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
         (["stage=[0]"], "a group takes the name of an option, no number"),
+        (["dataset.train=null", "logger=none"], "dataset.train=null: say how many trajectories to generate"),
         (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 and at most 1000 or a list of"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
         (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),

@@ -15,7 +15,7 @@ from conftest import ROOT, foreign
 from ups.data.batches import batch_at
 from ups.data.exact import cole_hopf
 from ups.data.generator import Burgers
-from ups.data.initial_conditions import cell_centres, random_field, random_sinusoids
+from ups.data.initial_conditions import INITIAL_CONDITIONS, cell_centres, random_field, random_sinusoids
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, points_needed, solve, spectral
 from ups.errors import UserError
@@ -36,6 +36,13 @@ def generator_settings(**changed):
         nu=0.01, train=6, validation=5, test=4, seed=0, solver_points=128, points=32, shifts=2, frames=5,
         time_step=0.05, initial_frame=1, rollout_steps=3, nu_range=None, initial_condition="sinusoids",
     ) | changed  # fmt: skip
+
+
+def test_a_field_without_a_relative_error_is_refused(monkeypatch, tmp_path):
+    nothing = lambda count, points, stream: torch.zeros(count, points).double()
+    monkeypatch.setitem(INITIAL_CONDITIONS, "sinusoids", nothing)
+    with pytest.raises(UserError, match=r"^dataset\.nu=0\.01: a field decays to zero"):
+        Burgers(**generator_settings()).load_test(tmp_path, torch.device("cpu"))
 
 
 def test_exact_solution_satisfies_the_equation():

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, SMALL, clean_environment
 from git_repos import git, public_git
 from machines import wait_for
-from terminal import Terminal
+from terminal import READERS
 
 from ups.config import composed
 from ups.launch.ledger import Ledger, new_label
@@ -273,14 +273,15 @@ def test_ctrl_c_leaves_nothing_rented(step, number, launch, server):
     assert step == "search" or "nothing is left rented" in answer.stderr
 
 
-def test_a_closed_terminal_leaves_nothing_rented(clone, server, tmp_path):
+@pytest.mark.parametrize("kind", READERS)
+def test_a_closed_terminal_leaves_nothing_rented(kind, clone, server, tmp_path):
     """No line of the clean-up can be printed any more."""
     server.stays_loading = set(range(200))
     environment = clean_environment(tmp_path) | {"VAST_URL": server.url, "VAST_API_KEY": server.key}
-    terminal = Terminal([sys.executable, str(clone / "launch_vast.py"), *LOSSY, *QUICK], tmp_path, environment)
+    reader = kind([sys.executable, str(clone / "launch_vast.py"), *LOSSY, *QUICK], tmp_path, environment)
     wait_for(lambda: server.sent(r"GET /api/v0/instances/\d+/"))
-    terminal.close()
-    assert terminal.process.wait(30) == 129
+    reader.close()
+    assert reader.process.wait(30) == READERS[kind]
     assert not server.rows and len(server.sent(CREATE)) == 1
 
 
@@ -300,11 +301,24 @@ def test_a_launcher_that_is_killed_is_swept_up(launch, server):
     process.kill()
     finished(process)
     (row,) = server.rows.values()
-    assert row["label"] in finished_text(launch("vast.action=status"))
     assert "nothing to reap among 1 instances" in finished_text(launch("vast.action=reap"))
     row["label"] = new_label(time.time() - 60)
     assert f"destroy {row['id']}?" in launch("vast.action=reap").stdout and server.rows
     assert "is gone" in finished_text(launch("vast.action=reap", "vast.yes=true"))
+    assert not server.rows
+
+
+def test_what_a_killed_launcher_had_asked_for_can_be_looked_after(launch, server):
+    """Its id came in no answer."""
+    server.faults.append(Fault(CREATE, "hang", after=True))
+    process = launch(*LOSSY, wait=False)
+    wait_for(lambda: server.rows)
+    process.kill()
+    finished(process)
+    (number,) = server.rows
+    told = finished_text(launch("vast.action=status"))
+    assert str(number) in told and "reap" not in told
+    assert f"instance {number} is gone" in finished_text(launch("vast.action=destroy"))
     assert not server.rows
 
 

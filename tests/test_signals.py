@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment
-from terminal import Terminal
+from terminal import READERS
 
 from ups.callbacks.callback import Callback
 from ups.training.state import read_state
@@ -101,16 +101,17 @@ class Hang(Callback):
             time.sleep(100)
 
 
-def test_a_closed_terminal_stops_and_saves(start, tmp_path, cache):
+@pytest.mark.parametrize("kind", READERS)
+def test_a_closed_terminal_stops_and_saves(kind, start, tmp_path, cache):
     """No line can be printed any more."""
-    terminal = Terminal([sys.executable, str(ROOT / "train.py"), *LONG, f"cache={cache}"], tmp_path,
-                        clean_environment(tmp_path))  # fmt: skip
+    reader = kind([sys.executable, str(ROOT / "train.py"), *LONG, f"cache={cache}"], tmp_path,
+                  clean_environment(tmp_path))  # fmt: skip
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size > 500 for path in tmp_path.glob(POINTS)):
-        assert terminal.process.poll() is None and time.monotonic() < deadline, terminal.output
+        assert reader.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    terminal.close()
-    assert terminal.process.wait(SOON) == 129
+    reader.close()
+    assert reader.process.wait(SOON) == READERS[kind]
     (state,) = tmp_path.glob("store/operator-*/state.safetensors")
     assert read_state(state).facts["step"] > 0
 

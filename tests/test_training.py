@@ -25,7 +25,7 @@ from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content, identity_of
 from ups.training.loop import Training, train
 from ups.training.obtain import build_chain, check_foreign, is_repeatable, settings_of
-from ups.training.optimizer import AdamW, learning_rate
+from ups.training.optimizer import AdamW, Average, learning_rate
 from ups.training.runtime import choose_threads, set_up
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
@@ -234,16 +234,53 @@ def test_a_state_from_elsewhere_is_refused_if_it_would_not_load(data, tmp_path):
     entry = Entry(tmp_path, identity)
     (stage,) = build_chain(identity, RUNTIME)
     entry.save_state(whole := Training(stage, settings_of(identity, "stage"), data, entry).state())
-    check_foreign(entry, RUNTIME)
+    check_foreign(entry, None, RUNTIME)
     for group in ("network", "average", "optimizer"):
         tensors = {name: tensors for name, tensors in whole.tensors.items() if name != group}
         entry.save_state(replace(whole, tensors=tensors))
         with pytest.raises(KeyError):
-            check_foreign(entry, RUNTIME)
+            check_foreign(entry, None, RUNTIME)
     for fact in ("step", "rows", "threads", "processes"):
         entry.save_state(replace(whole, facts={name: value for name, value in whole.facts.items() if name != fact}))
         with pytest.raises(KeyError):
-            check_foreign(entry, RUNTIME)
+            check_foreign(entry, None, RUNTIME)
+
+
+def test_what_was_trained_on_other_weights_is_not_used(data, tmp_path, capsys):
+    identity = identity_of(train_config("stage=diffusion_residual", *SMALL))
+    below, entry = Entry(tmp_path, identity.requires), Entry(tmp_path, identity)
+    required, stage = build_chain(identity, RUNTIME)
+    first = {name: tensor.clone() for name, tensor in required.network.state_dict().items()}
+    scores = {"score": 1.0, "metrics": {"test": {"rollout_nrmse": 1.0, "one_step_nrmse": 1.0}}}
+
+    def train_below(change):
+        below.finish({name: tensor + change for name, tensor in first.items()}, [{"step": 1.0}], scores)
+
+    train_below(0)
+    entry.save_state(Training(stage, settings_of(identity, "stage"), data, entry).state())
+    check_foreign(entry, below.basis(), RUNTIME)
+    assert entry.load_state() is not None
+    train_below(1)
+    with pytest.raises(ValueError, match="other weights of its prerequisite"):
+        check_foreign(entry, entry.basis(), RUNTIME)
+    assert entry.load_state() is None and "its prerequisite has other weights by now" in capsys.readouterr().err
+
+    train_below(0)
+    entry.finish(stage.network.state_dict(), [{"step": 1.0}], scores)
+    entry.load_weights(stage.network)
+    train_below(1)
+    with pytest.raises(ValueError, match="other weights of its prerequisite"):
+        check_foreign(entry, entry.basis(), RUNTIME)
+    with pytest.raises(UserError, match=f"was trained on other weights of {below.path.name}: remove"):
+        entry.load_weights(stage.network)
+
+
+def test_the_average_has_the_buffers_of_the_network():
+    network = nn.BatchNorm1d(2)
+    average = Average(network, 0.9)
+    network(torch.randn(8, 2) + 3)
+    average.update(network, 0)
+    assert torch.equal(average.network.running_mean, network.running_mean) and network.running_mean.abs().min() > 0.1
 
 
 def test_learning_rate_rises_and_falls():

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config import composed, is_of_a_group, one_line
+from ups.console import errors
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import told
 from ups.machine import processes, rank
@@ -40,7 +41,7 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
         _fail(str(error))
     except Interrupted as interruption:
         if rank() == 0:
-            print(interruption, file=sys.stderr)
+            errors.print(interruption)
         sys.exit(interruption.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _leave_it_to_the_first()
@@ -133,7 +134,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"error: {shortened(message, 1000)}", file=sys.stderr)
+    errors.print(f"error: {shortened(message, 1000)}")
     sys.exit(1)
 
 

@@ -217,11 +217,17 @@ def _check_pairs(cfg: DictConfig) -> None:
     if dataset.get("nu_range") is not None and dataset.nu_range[0] >= dataset.nu_range[1]:
         low, high = dataset.nu_range
         raise UserError(f"dataset.nu_range=[{low},{high}]: must rise, or be null for the values of dataset.nu alone")
-    if dataset.initial_frame + dataset.rollout_steps >= dataset.frames:
-        raise UserError(
-            f"dataset.rollout_steps={dataset.rollout_steps}: from dataset.initial_frame={dataset.initial_frame} it "
-            f"must be at most {dataset.frames - 1 - dataset.initial_frame}, since dataset.frames={dataset.frames}"
-        )
+    # evaluate.py has its own beside the dataset's
+    first_key, steps_key = (
+        name if cfg.get(name) is not None else f"dataset.{name}" for name in ("initial_frame", "rollout_steps")
+    )
+    first, steps = OmegaConf.select(cfg, first_key), OmegaConf.select(cfg, steps_key)
+    most = dataset.frames - 1 - first
+    since = f"since dataset.frames={dataset.frames}"
+    if most < 1:
+        raise UserError(f"{first_key}={first}: must be at most {dataset.frames - 2}, {since}")
+    if steps > most:
+        raise UserError(f"{steps_key}={steps}: from {first_key}={first} it must be at most {most}, {since}")
 
 
 def _leaves(node: Any, key: str = ""):

@@ -1,6 +1,12 @@
-"""What a person sees while waiting: a bar on a terminal, a plain line every few seconds where there is none."""
+"""What a person sees while waiting: a bar on a terminal, a plain line every few seconds where there is none.
 
+A reader may leave: `2>&1 | tee log` dies of the same Ctrl-C, and a terminal may be closed. What is to be saved or ended
+then goes on unheard.
+"""
+
+import os
 import time
+from contextlib import suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -9,9 +15,27 @@ from ups.machine import rank
 
 SECONDS_BETWEEN_LINES = 10.0
 
-# Of several processes one speaks. A text in brackets is no markup: overrides have them.
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=rank() > 0)
-screen = Console(highlight=False, markup=False, soft_wrap=True)  # what was asked for: tables, states, logs
+
+class Voice(Console):
+    """Plain text: what looks like markup or an emoji's name is part of an override or a path."""
+
+    def __init__(self, **settings):
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the program here."""
+        unheard(self.file.fileno())
+
+
+def unheard(descriptor: int) -> None:
+    """What is written there from now on goes nowhere."""
+    with suppress(OSError):  # closed before
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+console = Voice(stderr=True, quiet=rank() > 0)  # of several processes one speaks,
+errors = Voice(stderr=True)  # but for what ends any of them
+screen = Voice()  # what was asked for: tables, states, logs
 
 
 class Bar:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
-from ups.console import console
+from ups.console import console, unheard
 from ups.errors import Interrupted
 from ups.machine import under_torchrun
 
@@ -35,7 +35,7 @@ def leave_closed_terminal(number: int) -> None:
     for descriptor in (1, 2) if number == signal.SIGHUP else ():
         with suppress(OSError):  # closed before
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+                unheard(descriptor)
 
 
 def interruption(number: int, what: str) -> Interrupted:
@@ -56,7 +56,8 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     """Not under torchrun: there it is often the first signal again, passed on, and torchrun itself kills what stays."""
     if under_torchrun():
         return
-    os.write(2, f"{signal.Signals(number).name} again: ended at once\n".encode())
+    with suppress(OSError):
+        os.write(2, f"{signal.Signals(number).name} again: ended at once\n".encode())
     os._exit(128 + number)
 
 

@@ -31,7 +31,7 @@ from ups.tensors import Damaged, read_tensors, write_tensors
 
 SPLITS = ("train", "validation", "test")
 CHUNK = 32  # trajectories solved together: small enough for the caches of one core
-VERSIONS = {finite_volume: 1, spectral: 3}  # raise a method's when a change alters its numbers
+VERSIONS = {finite_volume: 1, spectral: 3}  # raise a method's, and FORMAT of identities, when its numbers change
 
 
 class Burgers:
@@ -42,6 +42,8 @@ class Burgers:
         points: int, shifts: int, frames: int, time_step: float, initial_frame: int, rollout_steps: int,
         nu_range: list[float] | None, initial_condition: str,
     ):  # fmt: skip
+        if train is None:
+            raise UserError("dataset.train=null: say how many trajectories to generate; null is for published files")
         self.nu = [float(value) for value in _as_list(nu)]
         self.nu_range = nu_range and [float(value) for value in nu_range]
         self.initial_condition = initial_condition
@@ -120,9 +122,11 @@ class Burgers:
                 u[rows] = frames
                 done += len(rows)
                 bar.update(done)
+        key = "dataset.nu" if nus is None else "dataset.nu_range"
         if not torch.isfinite(u).all():
-            key = "dataset.nu" if nus is None else "dataset.nu_range"
             raise UserError(f"{key}={nu}: the solver diverged; raise dataset.solver_points")
+        if not u.any(-1).all():
+            raise UserError(f"{key}={nu}: a field decays to zero, and no error is relative to that; lower it")
         stride = self.solver_points // self.points
         u = torch.cat([u[..., shift::stride] for shift in range(shifts)]).contiguous()
         return {"u": u} if nus is None else {"u": u, "nu": nus.repeat(shifts)}

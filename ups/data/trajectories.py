@@ -37,10 +37,13 @@ class Trajectories:
     def window(self, initial_frame: int, steps: int) -> "Trajectories":
         """The frames initial_frame .. initial_frame + steps."""
         last = initial_frame + steps
-        if last >= self.u.shape[1]:
+        most = self.u.shape[1] - 1 - initial_frame
+        if most < 1:
+            raise UserError(f"initial_frame={initial_frame}: no frame is left to predict of {self.u.shape[1]}")
+        if steps > most:
             raise UserError(
                 f"rollout_steps={steps} from initial_frame={initial_frame} needs {last + 1} frames "
-                f"and the data has {self.u.shape[1]}: choose at most {self.u.shape[1] - 1 - initial_frame} steps"
+                f"and the data has {self.u.shape[1]}: choose at most {most} steps"
             )
         return Trajectories(self.u[:, initial_frame : last + 1], self.nu, self.time_step)
 

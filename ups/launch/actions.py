@@ -48,6 +48,9 @@ def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:
         if rental.label in there and rental.state == State.DESTROYED:  # looked for with another account's key
             rental.instance_id, rental.state, rental.ended = there[rental.label], State.RUNNING, None
             ledger.save(rental)
+        elif rental.label in there and rental.is_open and rental.instance_id is None:  # the launcher ended too early
+            rental.instance_id, rental.state = there[rental.label], State.LOADING
+            ledger.save(rental)
         elif rental.is_open and rental.label not in there:
             ledger.end(rental, State.DESTROYED, "gone when looked for; it ended then or before")
     return rows

@@ -93,8 +93,8 @@ def rented(cfg: DictConfig) -> Rental | None:
 def job_of(cfg: DictConfig) -> Job:
     """All that can be checked without Vast is checked here."""
     path, download = cfg.dataset.get("path"), cfg.dataset.get("download")
-    if path and not download and not is_tracked(ROOT, path):
-        has = "a rented machine has only what the repository has"
+    if path and not download and (Path(path).is_absolute() or not is_tracked(ROOT, path)):
+        has = "a rented machine has only what the repository has, at paths relative to it"
         raise UserError(f"dataset.path={path}: {has}: use dataset=burgers, or dataset.download=true")
     if download and (cfg.vast.disk < 30 or cfg.vast.traffic < 18):
         raise UserError("dataset.download=true brings 8.2 GB to the machine: use vast.disk=40 vast.traffic=20")

@@ -160,7 +160,8 @@ def clean_up(vast: Vast, ledger: Ledger, rental: Rental) -> None:
 
 def still_billed(rental: Rental) -> str:
     if rental.instance_id is None:
-        return f"PERHAPS STILL BILLED: the label is {rental.label}; look for it: python launch_vast.py vast.action=reap"
+        look = "`python launch_vast.py vast.action=status` looks for it, vast.action=destroy then ends it"
+        return f"PERHAPS STILL BILLED: the label is {rental.label}; {look}"
     return f"STILL BILLED: instance {rental.instance_id} is still there; {destroy_command(rental.instance_id)} ends it"
 
 

@@ -44,6 +44,7 @@ def pushed_source(folder: Path, token: str | None, local: bool = False) -> Sourc
     refuse_changes(folder)
 
     url, embedded = clone_url(git(folder, "remote", "get-url", remote) or remote, local)
+    remote = remote if remote in remotes else url  # an address may hold a token, and is told below
     token = token or embedded
     head = remote_head(url, branch, None)
     if head is None and token:

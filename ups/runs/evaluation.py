@@ -4,6 +4,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
@@ -21,7 +22,6 @@ from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_st
 from ups.files import alone_in, nulled, write_json
 from ups.memory import Lever, Memory
 from ups.stages.stage import Stage
-from ups.training.identity import Identity
 from ups.training.obtain import load_checkpoint
 from ups.training.runtime import Runtime, choose_threads, set_up
 
@@ -44,15 +44,20 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     runtime = set_up(**plain(cfg.runtime))
     loaded = load_checkpoint(Path(cfg.checkpoint), runtime)
     identity, stage = loaded.entry.identity, loaded.stage
-    if cfg.members is not None and not stage.stochastic:
-        raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
     members = members_of(stage, cfg.members)
     others = {"persistence": (persistence, 1), "solver": (classical_solver, 1)}
+    stochastic = stage.stochastic
     if cfg.compare is not None:
         compared = load_checkpoint(Path(cfg.compare), runtime, "compare")
         others["compare"] = (compared.stage.step, members_of(compared.stage, cfg.members))
+        stochastic |= compared.stage.stochastic
+    if cfg.members is not None and not stochastic:
+        raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
 
-    window = scored_window(cfg, identity, runtime)
+    # null leaves no key
+    chosen = plain(cfg.dataset) if "dataset" in cfg else identity.content["dataset"]
+    refuse_seen(chosen, identity.content["dataset"])
+    window = scored_window(cfg, chosen, runtime)
     truth = window.u[:, 1:]
     scores = partial(scores_of, window=window, batch_size=cfg.batch_size)
     noise = generator_of(runtime.device, 0)
@@ -76,11 +81,13 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     if cfg.compare is not None:
         facts = {"checkpoint": str(cfg.compare)} | {name: other_scores["compare"][name] for name in ("nrmse", "crps")}
         metrics["versus_compare"] = facts | versus["compare"]
-    metrics |= {"trajectories": len(window), "seconds": round(time.monotonic() - started, 1)}
+    metrics |= {"checkpoint": str(cfg.checkpoint), "dataset": chosen, "trajectories": len(window)}
+    metrics["seconds"] = round(time.monotonic() - started, 1)
 
     write_json(folder / "metrics.json", nulled(metrics))
     save_figures(folder / "figures", identity.stage, fields, truth, window.time_step, other_fields)
-    title = f"{identity.folder}: {truth.shape[1]} steps, {len(window)} trajectories"
+    nu = ", ".join(f"{value:.3g}" for value in window.nu.unique().tolist())
+    title = f"{identity.folder}: nu {nu}, {truth.shape[2]} points, {truth.shape[1]} steps, {len(window)} trajectories"
     if cfg.compare is not None:
         title += f"; compare: {compared.entry.identity.folder}"
     screen.print(table_of(title, columns, versus))
@@ -88,10 +95,22 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     return metrics["nrmse"]
 
 
-def scored_window(cfg: DictConfig, identity: Identity, runtime: Runtime) -> Trajectories:
-    """The given frame and those to predict, of the test split of the config's dataset, or else of the stage's own."""
-    node = cfg.dataset if "dataset" in cfg else OmegaConf.create(identity.content["dataset"])  # null leaves no key
-    dataset = build(node, "dataset")
+def refuse_seen(chosen: dict, own: dict) -> None:
+    """Raise if what is to be scored are trajectories of a file that the stage was trained or selected by."""
+    if "path" not in chosen or "path" not in own:
+        return  # generated splits share no initial condition
+    paths = {Path(node["path"]).resolve() for node in (chosen, own)}
+    same = len(paths) == 1 or any(path in other.parents for path in paths for other in paths)
+    if same and chosen["test"] > own["test"]:
+        raise UserError(
+            f"dataset.test={chosen['test']}: the stage has seen all but the first {own['test']} trajectories of "
+            f"{own['path']} in its training; use dataset.test={own['test']}"
+        )
+
+
+def scored_window(cfg: DictConfig, chosen: dict, runtime: Runtime) -> Trajectories:
+    """The given frame and those to predict, of the chosen dataset's test split."""
+    dataset = build(OmegaConf.create(chosen), "dataset")
     initial_frame = dataset.initial_frame if cfg.initial_frame is None else cfg.initial_frame
     rollout_steps = dataset.rollout_steps if cfg.rollout_steps is None else cfg.rollout_steps
     return dataset.load_test(Path(cfg.cache), runtime.device).window(initial_frame, rollout_steps).to(runtime.device)
@@ -108,6 +127,9 @@ def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size:
     if len(fields) > 1:
         _, low, high = paired_root_ratio(metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
         metrics["spread_skill_interval"] = [low, high]
+    nus, errors = window.nu.unique(), torch.tensor(metrics["nrmse_per_trajectory"])
+    if len(nus) > 1:
+        metrics["nrmse_of_nu"] = {f"{nu:.3g}": float(errors[window.nu.cpu() == nu.cpu()].mean()) for nu in nus}
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
@@ -132,6 +154,8 @@ def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> T
     scored = list(columns.values())
     table.add_row("nrmse", *(f"{scores['nrmse']:.3g}" for scores in scored))
     table.add_row("  95 % interval", *(span(*scores["nrmse_interval"]) for scores in scored))
+    for nu in columns["surrogate"].get("nrmse_of_nu", ()):
+        table.add_row(f"  of nu {nu}", *(f"{scores['nrmse_of_nu'][nu]:.3g}" for scores in scored))
     for measure in SHOWN:
         if measure in columns["surrogate"]:
             table.add_row(measure, *(f"{scores[measure]:.3g}" if measure in scores else "" for scores in scored))

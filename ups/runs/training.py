@@ -1,7 +1,6 @@
 """One run of train.py: check, plan, obtain, and result.json."""
 
 import inspect
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
@@ -21,7 +20,7 @@ from ups.loggers.csv import CSVLogger
 from ups.loggers.logger import Logger
 from ups.machine import rank
 from ups.memory import Lever, Memory
-from ups.paths import ROOT
+from ups.provenance import git_commit
 from ups.runs.lookup import fetch_missing
 from ups.signals import end_at_once_from_now_on
 from ups.training.distributed import by_first, first_ahead, process_group
@@ -127,18 +126,10 @@ def make_callbacks(cfg: DictConfig, loggers: list[Logger], folder: Path) -> list
 
 def report(result: dict, folder: Path) -> None:
     test = result["metrics"]["test"]
+    of_mean, crps = (" of the ensemble's mean", f", CRPS {test['crps']:.2e}") if "crps" in test else ("", "")
     figures = " and figures" if (folder / "figures").exists() else ""
     console.print(
-        f"{result['stage']}: rollout nRMSE {result['score']:.2e} on validation, {test['rollout_nrmse']:.2e} on test "
-        f"trajectories; one step {test['one_step_nrmse']:.2e}\n"
+        f"{result['stage']}: rollout nRMSE{of_mean} {result['score']:.2e} on validation, {test['rollout_nrmse']:.2e} "
+        f"on test trajectories{crps}; one step {test['one_step_nrmse']:.2e}\n"
         f"checkpoint {result['checkpoint']}\nresult{figures} in {folder}"
     )
-
-
-def git_commit() -> str | None:
-    """The repo's commit, None outside of a git checkout."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip() or None

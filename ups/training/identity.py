@@ -69,7 +69,7 @@ def read_identity(file: Path) -> Identity:
     content = read_json(file)
     try:
         identity = from_content(content)
-        intact = file.resolve().parent.name == identity.folder
+        intact = file.absolute().parent.name == identity.folder
     except (KeyError, TypeError):  # keys are missing, or what should have some has none
         intact = False
     if not intact:

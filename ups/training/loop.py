@@ -77,6 +77,7 @@ class Training:
     def state(self) -> State:
         facts = {
             "digest": self.entry.identity.digest,
+            "requires": self.entry.basis(),
             "step": self.step,
             "evaluated": self.evaluated,
             "skipped": self.skipped,

@@ -1,5 +1,6 @@
 """`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from ups.data.trajectories import Splits
 from ups.errors import UserError
 from ups.files import locked, read_json
 from ups.machine import processes
+from ups.provenance import provenance
 from ups.stages.stage import Stage, called_networks
 from ups.training.distributed import by_first, first_ahead
 from ups.training.identity import Identity, read_identity
@@ -28,7 +30,7 @@ from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import Planned
 from ups.training.runtime import Runtime, choose_threads, compile_each, max_threads
 from ups.training.state import State, read_state
-from ups.training.store import IDENTITY, STATE, Entry
+from ups.training.store import IDENTITY, STATE, Entry, differ
 
 # Of a stage's node; the rest is the stage's.
 LOOP_KEYS = ("name", "steps", "batch_size", "symmetries", "evaluations", "optimizer")
@@ -83,7 +85,7 @@ def load(entry: Entry, required: Stage | None, runtime: Runtime) -> Obtained:
 
 def load_checkpoint(checkpoint: Path, runtime: Runtime, key: str = "checkpoint") -> Obtained:
     """A trained stage and all it requires, from its folder `store/STAGE-DIGEST`, which the config's `key` names."""
-    folder = checkpoint.resolve()
+    folder = Path(os.path.abspath(checkpoint))  # its name counts, also that of a link
     if not (folder / IDENTITY).exists():
         raise UserError(f"{key}={checkpoint}: no trained stage is there (it has no {IDENTITY})")
     identity = read_identity(folder / IDENTITY)
@@ -123,22 +125,23 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, ke
     return stage
 
 
-def check_foreign(entry: Entry, runtime: Runtime) -> None:
-    """Raise if an entry from elsewhere is not what its name says, or would not load."""
+def check_foreign(entry: Entry, basis: str | None, runtime: Runtime) -> None:
+    """Raise if an entry from elsewhere is not what its name says, would not load, or was not trained on this basis."""
     content = read_json(entry.path / IDENTITY)
     if Identity(content, None).digest != entry.identity.digest:
         raise ValueError(f"its {IDENTITY} is of another stage")
     stage = build_chain(entry.identity, runtime)[-1]
-    if entry.is_trained:
-        entry.result()
+    state = None if entry.is_trained else read_state(entry.path / STATE)
+    if state and state.facts["digest"] != entry.identity.digest:
+        raise ValueError(f"its {STATE} is of another stage")
+    if differ((state.facts if state else entry.result()).get("requires"), basis):
+        raise ValueError("it was trained on other weights of its prerequisite than are here")
+    if state:
+        is_repeatable(state, runtime)
+        Training(stage, settings_of(entry.identity, "stage"), None, entry).load_state(state)
+    else:
         entry.rows()
         entry.load_weights(stage.network)
-        return
-    state = read_state(entry.path / STATE)
-    if state.facts["digest"] != entry.identity.digest:
-        raise ValueError(f"its {STATE} is of another stage")
-    is_repeatable(state, runtime)
-    Training(stage, settings_of(entry.identity, "stage"), None, entry).load_state(state)
 
 
 def build_chain(identity: Identity, runtime: Runtime) -> list[Stage]:
@@ -201,6 +204,7 @@ def train_stage(
         "score": training.best["rollout_nrmse"],
         "metrics": {"validation": training.best, "test": scores},
         "parameters": parameter_count(stage.network),
+        "made_by": provenance(runtime.device, runtime.precision),
         "skipped": training.skipped,
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},
     }))  # fmt: skip

@@ -85,6 +85,8 @@ class Average:
     def update(self, network: nn.Module, step: int) -> None:
         decay = min(self.decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
+        for own, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+            own.copy_(buffer)
 
     @contextmanager
     def used_by(self, stage) -> Iterator[None]:

@@ -4,7 +4,8 @@
     weights.safetensors    the best averaged weights
     metrics.csv            every point of the training, over all its starts
     figures/               of its validation rollouts
-    result.json            the scores, and the weights' SHA-256; written last, so a folder that has it is complete
+    result.json            the scores, by what they were made, and the SHA-256 of the weights and of the prerequisite's;
+                           written last, so a folder that has it is complete
     state.safetensors, state.previous.safetensors   what an unfinished training resumes from
 
 Everything is written to a temporary name, synced and renamed.
@@ -104,12 +105,14 @@ class Entry:
 
     def load_state(self) -> State | None:
         """The newest sound state; one that is damaged is set aside, with a line that says so."""
-        files = self._states()
+        files, basis = self._states(), self.basis()
         for file in files:
             try:
                 state = read_state(file)
                 if state.facts.get("digest") != self.identity.digest:
                     raise Damaged("it is of another stage")
+                if differ(state.facts.get("requires"), basis):
+                    raise Damaged("its prerequisite has other weights by now")
                 return state
             except Damaged as error:
                 set_aside(file, str(error))
@@ -128,15 +131,18 @@ class Entry:
         self.begin()
         digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
-        write_json(self.path / RESULT, nulled(result) | {"sha256": digest})
+        write_json(self.path / RESULT, nulled(result) | {"sha256": digest, "requires": self.basis()})
         self.remove_states()
 
     def load_weights(self, network: nn.Module) -> None:
         """Of a trained entry."""
         file, again = self.path / WEIGHTS, f"remove {self.path} and train it again"
+        result = self.result()
+        if differ(result.get("requires"), self.basis()):
+            raise UserError(f"{self.path} was trained on other weights of {self.identity.requires.folder}: {again}")
         try:
             tensors, metadata = read_tensors(file)
-            if metadata["sha256"] != self.result().get("sha256"):
+            if metadata["sha256"] != result.get("sha256"):
                 raise Damaged(f"it is not the one that {RESULT} was written for")
             network.load_state_dict(tensors)
         except FileNotFoundError:
@@ -145,6 +151,11 @@ class Entry:
             raise UserError(f"{file} is damaged ({error}): {again}") from error
         except RuntimeError as error:
             raise UserError(f"{file} does not fit its identity.json ({first_line(error)}): {again}") from error
+
+    def basis(self) -> str | None:
+        """The SHA-256 of the weights that its prerequisite has in this store."""
+        required = self.identity.requires and Entry(self.root, self.identity.requires)
+        return required.result().get("sha256") if required and required.is_trained else None
 
     def begin(self) -> None:
         if not (self.path / IDENTITY).exists():
@@ -175,6 +186,11 @@ class Entry:
         for file in self._states():
             with suppress(OSError):
                 file.unlink()
+
+
+def differ(recorded: str | None, basis: str | None) -> bool:
+    """Whether something was trained on other weights than are there; what did not record them is trusted."""
+    return None not in (recorded, basis) and recorded != basis
 
 
 def unfinished(identity: Identity) -> str:
