@@ -241,7 +241,7 @@ def test_few_trajectories_are_generated_by_one_thread(tmp_path, monkeypatch):
     """Beside other work, two made minutes of seconds; what follows has as many as before."""
     threads = []
     monkeypatch.setattr("ups.data.generator.solve_frames", lambda u0, *_, frames, **__: (
-        threads.append(torch.get_num_threads()), torch.zeros(len(u0), frames, u0.shape[-1]))[1])  # fmt: skip
+        threads.append(torch.get_num_threads()), torch.ones(len(u0), frames, u0.shape[-1]))[1])  # fmt: skip
     torch.set_num_threads(2)
     try:
         Burgers(**generator_settings()).load_test(tmp_path, CPU)

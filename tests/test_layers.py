@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-BASE = ("cli", "config", "console", "errors", "faults", "files", "machine", "memory", "paths", "signals", "tensors")
+BASE = (
+    "cli", "config", "console", "errors", "faults", "files", "machine", "memory", "paths", "provenance", "signals",
+    "tensors",
+)  # fmt: skip
 LAYERS = {  # package -> the others that it may import, beside the base
     "data": (),
     "models": ("data",),
