@@ -50,7 +50,7 @@ from ups.stages.stage import Stage
 from ups.training.store import Entry
 
 CPU = torch.device("cpu")
-MEMBERS, FOR_COVERAGE = 8, 19  # a 90 % interval takes 19
+MEMBERS, ALL_MEMBERS = 8, 19  # of CRPS and spread/skill; of the mean and the coverage, whose 90 % take 19
 SCORES = 3  # raise it when a row's scores hold something else
 LONGER, DETERMINISTIC = "operator, full time", "deterministic corrector, full time"
 
@@ -130,7 +130,7 @@ def main() -> None:
         scored = list(pool.map(lambda run: [scores_of(row, run[row.training], window) for row in ROWS], runs))
 
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
-    report |= {"commit": git_commit(), "members": MEMBERS, "members_of_mean": FOR_COVERAGE}
+    report |= {"commit": git_commit(), "members": MEMBERS, "members_of_mean": ALL_MEMBERS}
     report["persistence"] = plain_scores(window)
     report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
     report["rows"] = {
@@ -190,7 +190,7 @@ def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
 def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
     stage = with_evaluations(stage, row.evaluations)
     truth = window.u[:, 1:]
-    fields = ensemble(stage.step, window, FOR_COVERAGE if stage.stochastic else 1)
+    fields = ensemble(stage.step, window, ALL_MEMBERS if stage.stochastic else 1)
     few = fields[:MEMBERS]
     scores = field_metrics(fields.mean(0), truth) | ensemble_metrics(few, truth) | {
         "nrmse_one_member": rollout_nrmse(few[0], truth),

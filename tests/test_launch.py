@@ -293,14 +293,20 @@ def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
     assert answer.returncode == 130 and "goes on without an onlooker" in answer.stderr and len(server.rows) == 1
 
 
-def test_a_launcher_that_is_killed_is_swept_up(launch, server):
-    """kill -9 in the middle of the request: the label was written before it, so `reap` finds what nobody heard of."""
+def killed_while_asking(launch, server) -> dict:
+    """kill -9 in the middle of the request -> the instance that was made of it."""
     server.faults.append(Fault(CREATE, "hang", after=True))
     process = launch(*LOSSY, wait=False)
     wait_for(lambda: server.rows)
     process.kill()
     finished(process)
     (row,) = server.rows.values()
+    return row
+
+
+def test_a_launcher_that_is_killed_is_swept_up(launch, server):
+    """The label was written before it, so `reap` finds what nobody heard of."""
+    row = killed_while_asking(launch, server)
     assert "nothing to reap among 1 instances" in finished_text(launch("vast.action=reap"))
     row["label"] = new_label(time.time() - 60)
     assert f"destroy {row['id']}?" in launch("vast.action=reap").stdout and server.rows
@@ -310,12 +316,7 @@ def test_a_launcher_that_is_killed_is_swept_up(launch, server):
 
 def test_what_a_killed_launcher_had_asked_for_can_be_looked_after(launch, server):
     """Its id came in no answer."""
-    server.faults.append(Fault(CREATE, "hang", after=True))
-    process = launch(*LOSSY, wait=False)
-    wait_for(lambda: server.rows)
-    process.kill()
-    finished(process)
-    (number,) = server.rows
+    number = killed_while_asking(launch, server)["id"]
     told = finished_text(launch("vast.action=status"))
     assert str(number) in told and "reap" not in told
     assert f"instance {number} is gone" in finished_text(launch("vast.action=destroy"))

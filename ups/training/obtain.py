@@ -30,7 +30,7 @@ from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import Planned
 from ups.training.runtime import Runtime, choose_threads, compile_each, max_threads
 from ups.training.state import State, read_state
-from ups.training.store import IDENTITY, STATE, Entry, differ
+from ups.training.store import IDENTITY, STATE, Entry, on_other_weights
 
 # Of a stage's node; the rest is the stage's.
 LOOP_KEYS = ("name", "steps", "batch_size", "symmetries", "evaluations", "optimizer")
@@ -134,7 +134,7 @@ def check_foreign(entry: Entry, basis: str | None, runtime: Runtime) -> None:
     state = None if entry.is_trained else read_state(entry.path / STATE)
     if state and state.facts["digest"] != entry.identity.digest:
         raise ValueError(f"its {STATE} is of another stage")
-    if differ((state.facts if state else entry.result()).get("requires"), basis):
+    if on_other_weights((state.facts if state else entry.result()).get("requires"), basis):
         raise ValueError("it was trained on other weights of its prerequisite than are here")
     if state:
         is_repeatable(state, runtime)

@@ -111,7 +111,7 @@ class Entry:
                 state = read_state(file)
                 if state.facts.get("digest") != self.identity.digest:
                     raise Damaged("it is of another stage")
-                if differ(state.facts.get("requires"), basis):
+                if on_other_weights(state.facts.get("requires"), basis):
                     raise Damaged("its prerequisite has other weights by now")
                 return state
             except Damaged as error:
@@ -138,7 +138,7 @@ class Entry:
         """Of a trained entry."""
         file, again = self.path / WEIGHTS, f"remove {self.path} and train it again"
         result = self.result()
-        if differ(result.get("requires"), self.basis()):
+        if on_other_weights(result.get("requires"), self.basis()):
             raise UserError(f"{self.path} was trained on other weights of {self.identity.requires.folder}: {again}")
         try:
             tensors, metadata = read_tensors(file)
@@ -188,7 +188,7 @@ class Entry:
                 file.unlink()
 
 
-def differ(recorded: str | None, basis: str | None) -> bool:
+def on_other_weights(recorded: str | None, basis: str | None) -> bool:
     """Whether something was trained on other weights than are there; what did not record them is trusted."""
     return None not in (recorded, basis) and recorded != basis
 
