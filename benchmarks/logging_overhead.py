@@ -50,7 +50,7 @@ def main() -> None:
     model = build(cfg.model, "model", partial=True)
     stage = Operator(model, None, cfg.stage.unroll, cfg.stage.round_trip, list(cfg.stage.input_noise))
     settings = LoopSettings(
-        "operator", 10**6, cfg.stage.batch_size, 1, OptimizerSettings(1e-4, 0.0, [0.9, 0.99], 0.0, 1.0, 0.999), 0
+        "operator", 10**6, cfg.stage.batch_size, 1, OptimizerSettings(1e-4, 0.0, [0.95, 0.95], 10, 0.0, 1.0, 0.999), 0
     )
     content = {"stage": {"name": "operator", "requires": None}}
     training = Training(stage, settings, Splits(fields, fields, fields), Entry(folder, from_content(content)))

@@ -16,7 +16,9 @@ from ups.training.store import Entry
 
 RUNTIME = set_up("cpu", 1)
 NETWORK = partial(DilatedResNet, width=8, kernel=3, dilations=[1, 2])
-OPTIMIZER = OptimizerSettings(lr=3e-3, warmup=0.1, betas=[0.9, 0.99], weight_decay=0.0, clip=1.0, average=0.9)
+OPTIMIZER = OptimizerSettings(
+    lr=3e-3, warmup=0.1, betas=[0.95, 0.95], basis_interval=10, weight_decay=0.0, clip=1.0, average=0.9
+)
 
 
 def operator(unroll=1, noise=(0.0, 0.0), round_trip=1.0):

@@ -21,8 +21,10 @@ from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
+# By plain AdamW: the eigenbases of SOAP are of rounding where there was no gradient yet, and rounding grows at once.
 QUICK = [
     "logger=none", *SMALL, "dataset.initial_frame=2", "dataset.rollout_steps=5", "model.width=8",
+    "stage.optimizer.basis_interval=null",
 ]  # fmt: skip
 
 
@@ -94,7 +96,10 @@ def weights_differ_by(folder: Path, stage: str) -> float:
 
 
 def test_two_processes_train_the_chain_as_one_does(start, tmp_path):
-    chain = ["stage=diffusion_residual", *QUICK, "stage.requires.evaluations=2"]
+    chain = [
+        "stage=diffusion_residual", *QUICK, "stage.requires.evaluations=2",
+        "stage.requires.optimizer.basis_interval=null",
+    ]  # fmt: skip
     finished(start(*chain))
     result, rows = the_result(tmp_path), rows_of(tmp_path)
     assert [(line["stage"], line["action"]) for line in result["plan"]] == [

@@ -110,6 +110,7 @@ RULES: dict[str, Rule] = {
     r"stage\.optimizer\.lr|operator\.lr": POSITIVE,
     r"stage\.optimizer\.(warmup|average)": number(0, 1),
     r"stage\.optimizer\.betas": list_of(number(0, 0.999999), 2),
+    r"stage\.optimizer\.basis_interval": either(integer(1), NULL),
     r"stage\.optimizer\.weight_decay": number(0),
     r"stage\.optimizer\.clip": POSITIVE,
     r"(model|stage\.network)\.(width|kernel|patch|heads|blocks|modes|levels)": integer(1, 65536),

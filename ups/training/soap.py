@@ -1,0 +1,118 @@
+"""SOAP: Adam in the eigenbases of Shampoo's preconditioner (Vyas et al., arXiv 2409.11321).
+
+The gradient G of a weight is seen as P^T G Q, where P and Q are the eigenvectors of the running means of G G^T and
+G^T G. There, Adam's scale for each entry by itself comes near to a second-order method's; the update is turned back.
+The bases follow by one iteration of the QR algorithm every few steps. With no bases at all it is AdamW.
+
+Weights of one shape are updated as one tensor. Shapes: S weights, R rows (output channels), C columns (all the rest).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ups.training.optimizer import OptimizerSettings
+
+LONGEST = 640  # a longer side keeps its own basis: an iteration costs the cube of it
+EAGER = 10  # first steps, in each of which the bases are updated
+EPSILON = 1e-8
+
+
+class Soap:
+    def __init__(self, network: nn.Module, settings: OptimizerSettings, relative_lr: Mapping[str, float]):
+        """`relative_lr`: see Stage."""
+        self.settings = settings
+        self.count = torch.tensor(0.0)
+        groups: dict[tuple, list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                alike = (relative_lr.get(name.partition(".")[0], 1.0), parameter.ndim, as_matrix(parameter).shape)
+                groups.setdefault(alike, []).append(parameter)
+        has_bases = settings.basis_interval is not None
+        self.stacks = [Stack(group, alike[0], has_bases) for alike, group in groups.items()]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        self.count += 1
+        count, interval = int(self.count), self.settings.basis_interval
+        update_bases = interval is not None and (count <= EAGER or count % interval == 0)
+        for stack in self.stacks:
+            change = stack.follow(self.settings.betas, count, update_bases)
+            rate = lr * stack.relative_lr
+            matrices = [as_matrix(parameter) for parameter in stack.parameters]
+            torch._foreach_mul_(matrices, 1 - rate * self.settings.weight_decay)
+            torch._foreach_add_(matrices, list(change), alpha=-rate)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that it remembers; its settings come from the config, the learning rate with each step."""
+        memories = {
+            f"{index}.{name}": tensor
+            for index, stack in enumerate(self.stacks) for name, tensor in stack.memory.items()
+        }  # fmt: skip
+        return {"count": self.count} | memories
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(tensors[name])
+
+
+class Stack:
+    """Parameters of one shape, and what is remembered of their gradients.
+
+    memory: the running means "mean" of G and "square" of the squares in P^T G Q, (S, R, C); of each side that is turned
+    its basis and the running mean of its Gram matrix, "rows" and "rows_gram" (S, R, R), "columns" and "columns_gram"
+    (S, C, C).
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], relative_lr: float, has_bases: bool):
+        self.parameters, self.relative_lr = parameters, relative_lr
+        zeros = torch.stack([torch.zeros_like(as_matrix(parameter)) for parameter in parameters])
+        self.memory = {"mean": zeros, "square": zeros.clone()}
+        for side, size in zip(("rows", "columns"), zeros.shape[1:], strict=True):
+            if has_bases and parameters[0].ndim > 1 and 1 < size <= LONGEST:
+                basis = torch.eye(size, dtype=zeros.dtype, device=zeros.device).repeat(len(parameters), 1, 1)
+                self.memory |= {side: basis, f"{side}_gram": torch.zeros_like(basis)}
+
+    def follow(self, betas: list[float], count: int, update_bases: bool) -> Tensor:
+        """Take in the gradients; -> the update's direction, (S, R, C)."""
+        beta1, beta2 = betas
+        mean, square = self.memory["mean"], self.memory["square"]
+        gradient = torch.stack([
+            torch.zeros_like(mean[0]) if parameter.grad is None else as_matrix(parameter.grad)
+            for parameter in self.parameters
+        ])  # fmt: skip
+        mean.lerp_(gradient, 1 - beta1)
+        square.lerp_(self.turned(gradient).square(), 1 - beta2)
+        scale = (square / (1 - beta2**count)).sqrt() + EPSILON
+        direction = self.turned(self.turned(mean) / scale, back=True) / (1 - beta1**count)
+        self.follow_bases(gradient, beta2, update_bases)
+        return direction
+
+    def follow_bases(self, gradient: Tensor, beta: float, update: bool) -> None:
+        """One iteration of the QR algorithm. It wants the eigenvectors in order; each takes its squares along."""
+        for side, is_last in (("rows", False), ("columns", True)):
+            if side in self.memory:
+                basis, gram = self.memory[side], self.memory[f"{side}_gram"]
+                factor, square = (x if is_last else x.mT for x in (gradient, self.memory["square"]))
+                gram.lerp_(factor.mT @ factor, 1 - beta)
+                if update:
+                    eigenvalues = (basis * (gram @ basis)).sum(1, keepdim=True)
+                    order = eigenvalues.argsort(descending=True)
+                    square.copy_(square.take_along_dim(order, 2))
+                    basis.copy_(torch.linalg.qr(gram @ basis.take_along_dim(order, 2)).Q)
+
+    def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
+        """P^T G Q, or back; (S, R, C)."""
+        rows, columns = self.memory.get("rows"), self.memory.get("columns")
+        if rows is not None:
+            matrices = (rows if back else rows.mT) @ matrices
+        if columns is not None:
+            matrices = matrices @ (columns.mT if back else columns)
+        return matrices
+
+
+def as_matrix(parameter: Tensor) -> Tensor:
+    """A view, (R, C); a vector is one row, a complex number two."""
+    real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+    return real.view(len(parameter) if parameter.ndim > 1 else 1, -1)
