@@ -27,7 +27,7 @@ from ups.training.loop import Training, train
 from ups.training.obtain import build_chain, check_foreign, is_repeatable, settings_of
 from ups.training.optimizer import Average, learning_rate
 from ups.training.runtime import choose_threads, set_up
-from ups.training.soap import LONGEST, Soap
+from ups.training.soap import LONGEST, SOAP
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
 
@@ -297,7 +297,7 @@ def test_without_bases_the_optimizer_is_adamw():
     ours = nn.ModuleDict({"fast": nn.Linear(4, 4), "slow": nn.Linear(4, 4), "waves": waves})
     theirs = copy.deepcopy(ours)
     settings = replace(OPTIMIZER, weight_decay=0.1, basis_interval=None)
-    optimizer = Soap(ours, settings, {"slow": 0.1})
+    optimizer = SOAP(ours, settings, {"slow": 0.1})
     groups = [{"params": [*theirs["fast"].parameters(), *theirs["waves"].parameters()]},
               {"params": theirs["slow"].parameters()}]  # fmt: skip
     reference = torch.optim.AdamW(groups, betas=tuple(settings.betas), weight_decay=0.1)
@@ -312,7 +312,7 @@ def test_without_bases_the_optimizer_is_adamw():
         reference.step()
         if step == 5:
             remembered = copy.deepcopy(optimizer.state_dict())
-            optimizer = Soap(ours, settings, {"slow": 0.1})
+            optimizer = SOAP(ours, settings, {"slow": 0.1})
             optimizer.load_state_dict(remembered)
     for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(own, other, rtol=1e-5, atol=1e-6)
@@ -328,13 +328,13 @@ def test_the_bases_are_the_eigenvectors_and_straighten_a_valley():
 
     def descended(basis_interval):
         weight = nn.Parameter(start.clone())
-        optimizer = Soap(nn.ParameterList([weight]), replace(OPTIMIZER, basis_interval=basis_interval), {})
+        optimizer = SOAP(nn.ParameterList([weight]), replace(OPTIMIZER, basis_interval=basis_interval), {})
         for step in range(400):
             error = rows[:, None] * (left.T @ weight @ right) * columns
             loss = error.square().sum() / 2
             weight.grad = torch.autograd.grad(loss, weight)[0] * (1 + 0.1 * normal(6, 8))
             optimizer.step(0.05 * (1 - step / 400))
-        return float(loss), optimizer.stacks[0].memory
+        return loss.item(), optimizer.stacks[0].memory
 
     (turned, memory), (plain, _) = descended(10), descended(None)
     assert turned < 0.1 * plain
@@ -346,7 +346,7 @@ def test_the_bases_are_the_eigenvectors_and_straighten_a_valley():
 
 
 def test_a_side_that_is_too_long_keeps_its_basis():
-    memory = Soap(nn.ParameterList([torch.zeros(4, LONGEST + 1)]), OPTIMIZER, {}).stacks[0].memory
+    memory = SOAP(nn.ParameterList([torch.zeros(4, LONGEST + 1)]), OPTIMIZER, {}).stacks[0].memory
     assert memory["rows"].shape == (1, 4, 4) and "columns" not in memory
 
 

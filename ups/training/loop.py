@@ -21,7 +21,7 @@ from ups.training.levers import evaluating, stepping
 from ups.training.nonfinite import refuse_or_skip
 from ups.training.optimizer import Average, OptimizerSettings, learning_rate
 from ups.training.runtime import Runtime
-from ups.training.soap import Soap
+from ups.training.soap import SOAP
 from ups.training.state import State
 from ups.training.store import Entry
 
@@ -60,11 +60,11 @@ class Training:
     values: dict[str, Any] = field(default_factory=dict)  # of the last step: loss, lr, grad_norm and the loss's terms
     rows: list[dict[str, float]] = field(default_factory=list)  # the points of the charts so far
     seconds: float = 0.0  # in steps, over all starts
-    optimizer: Soap = field(init=False)
+    optimizer: SOAP = field(init=False)
     average: Average = field(init=False)  # of the weights: what is validated and kept
 
     def __post_init__(self):
-        self.optimizer = Soap(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
+        self.optimizer = SOAP(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
         self.average = Average(self.stage.network, self.settings.optimizer.average)
 
     @property

@@ -7,7 +7,7 @@ The bases follow by one iteration of the QR algorithm every few steps. With no b
 Weights of one shape are updated as one tensor. Shapes: S weights, R rows (output channels), C columns (all the rest).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ EAGER = 10  # first steps, in each of which the bases are updated
 EPSILON = 1e-8
 
 
-class Soap:
+class SOAP:
     def __init__(self, network: nn.Module, settings: OptimizerSettings, relative_lr: Mapping[str, float]):
         """`relative_lr`: see Stage."""
         self.settings = settings
@@ -36,13 +36,13 @@ class Soap:
     def step(self, lr: float) -> None:
         self.count += 1
         count, interval = int(self.count), self.settings.basis_interval
-        update_bases = interval is not None and (count <= EAGER or count % interval == 0)
         for stack in self.stacks:
-            change = stack.follow(self.settings.betas, count, update_bases)
-            rate = lr * stack.relative_lr
-            matrices = [as_matrix(parameter) for parameter in stack.parameters]
-            torch._foreach_mul_(matrices, 1 - rate * self.settings.weight_decay)
-            torch._foreach_add_(matrices, list(change), alpha=-rate)
+            gradient = stack.gradient()
+            stack.move(stack.direction(gradient, self.settings.betas, count), lr, self.settings.weight_decay)
+            # Last: in bases that know this gradient, it is rounding along most directions, which Adam would scale up.
+            stack.follow_grams(gradient, self.settings.betas[1])
+            if interval is not None and (count <= EAGER or count % interval == 0):
+                stack.update_bases()
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that it remembers; its settings come from the config, the learning rate with each step."""
@@ -60,7 +60,7 @@ class Soap:
 class Stack:
     """Parameters of one shape, and what is remembered of their gradients.
 
-    memory: the running means "mean" of G and "square" of the squares in P^T G Q, (S, R, C); of each side that is turned
+    memory: the running means "mean" of G and "square" of the squares of P^T G Q, (S, R, C); of each side that is turned
     its basis and the running mean of its Gram matrix, "rows" and "rows_gram" (S, R, R), "columns" and "columns_gram"
     (S, C, C).
     """
@@ -74,33 +74,27 @@ class Stack:
                 basis = torch.eye(size, dtype=zeros.dtype, device=zeros.device).repeat(len(parameters), 1, 1)
                 self.memory |= {side: basis, f"{side}_gram": torch.zeros_like(basis)}
 
-    def follow(self, betas: list[float], count: int, update_bases: bool) -> Tensor:
-        """Take in the gradients; -> the update's direction, (S, R, C)."""
+    def gradient(self) -> Tensor:
+        """(S, R, C); zero where there is none."""
+        none = torch.zeros_like(self.memory["mean"][0])
+        return torch.stack([
+            none if parameter.grad is None else as_matrix(parameter.grad) for parameter in self.parameters
+        ])  # fmt: skip
+
+    def direction(self, gradient: Tensor, betas: list[float], count: int) -> Tensor:
+        """Adam's, (S, R, C): its second moments are those of the turned gradient."""
         beta1, beta2 = betas
         mean, square = self.memory["mean"], self.memory["square"]
-        gradient = torch.stack([
-            torch.zeros_like(mean[0]) if parameter.grad is None else as_matrix(parameter.grad)
-            for parameter in self.parameters
-        ])  # fmt: skip
         mean.lerp_(gradient, 1 - beta1)
         square.lerp_(self.turned(gradient).square(), 1 - beta2)
         scale = (square / (1 - beta2**count)).sqrt() + EPSILON
-        direction = self.turned(self.turned(mean) / scale, back=True) / (1 - beta1**count)
-        self.follow_bases(gradient, beta2, update_bases)
-        return direction
+        return self.turned(self.turned(mean) / scale, back=True) / (1 - beta1**count)
 
-    def follow_bases(self, gradient: Tensor, beta: float, update: bool) -> None:
-        """One iteration of the QR algorithm. It wants the eigenvectors in order; each takes its squares along."""
-        for side, is_last in (("rows", False), ("columns", True)):
-            if side in self.memory:
-                basis, gram = self.memory[side], self.memory[f"{side}_gram"]
-                factor, square = (x if is_last else x.mT for x in (gradient, self.memory["square"]))
-                gram.lerp_(factor.mT @ factor, 1 - beta)
-                if update:
-                    eigenvalues = (basis * (gram @ basis)).sum(1, keepdim=True)
-                    order = eigenvalues.argsort(descending=True)
-                    square.copy_(square.take_along_dim(order, 2))
-                    basis.copy_(torch.linalg.qr(gram @ basis.take_along_dim(order, 2)).Q)
+    def move(self, direction: Tensor, lr: float, weight_decay: float) -> None:
+        matrices = [as_matrix(parameter) for parameter in self.parameters]
+        lr = lr * self.relative_lr
+        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
+        torch._foreach_add_(matrices, list(direction), alpha=-lr)
 
     def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
         """P^T G Q, or back; (S, R, C)."""
@@ -110,6 +104,25 @@ class Stack:
         if columns is not None:
             matrices = matrices @ (columns.mT if back else columns)
         return matrices
+
+    def sides(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        """Those that are turned, each with what makes it the last of (S, R, C)."""
+        if "rows" in self.memory:
+            yield "rows", lambda matrices: matrices.mT
+        if "columns" in self.memory:
+            yield "columns", lambda matrices: matrices
+
+    def follow_grams(self, gradient: Tensor, beta: float) -> None:
+        for side, last in self.sides():
+            self.memory[f"{side}_gram"].lerp_(last(gradient).mT @ last(gradient), 1 - beta)
+
+    def update_bases(self) -> None:
+        """One iteration of the QR algorithm, which wants the eigenvectors in order; each takes its squares along."""
+        for side, last in self.sides():
+            basis, gram, square = self.memory[side], self.memory[f"{side}_gram"], last(self.memory["square"])
+            order = (basis * (gram @ basis)).sum(1, keepdim=True).argsort(descending=True)  # of the eigenvalues
+            square.copy_(square.take_along_dim(order, 2))
+            basis.copy_(torch.linalg.qr(gram @ basis.take_along_dim(order, 2)).Q)
 
 
 def as_matrix(parameter: Tensor) -> Tensor:
