@@ -124,7 +124,8 @@ def is_peer(name: str) -> bool:
 def overrides(nu: float, name: str, seed: int) -> list[str]:
     model = name.removesuffix(ADAMW)
     chosen = [SEARCH_PATH, f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}"]
-    return chosen if name == model else [*chosen, "stage.optimizer.basis_interval=null"]
+    adamw = ["stage.optimizer.basis_interval=null", "stage.optimizer.betas=[0.9,0.99]"]
+    return chosen if name == model else [*chosen, *adamw]
 
 
 def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:

@@ -17,6 +17,8 @@ from ups.training.optimizer import OptimizerSettings
 LONGEST = 640  # a longer side keeps its own basis: an iteration costs the cube of it
 EAGER = 10  # first steps, in each of which the bases are updated
 EPSILON = 1e-8
+TINY = 1e-15  # of a Gram matrix: with no gradient yet, the basis stays
+LEAST_SCALE = 1e-5  # of a weight's largest: along directions that no gradient has, Adam would scale up its rounding
 
 
 class SOAP:
@@ -74,6 +76,10 @@ class Stack:
                 basis = torch.eye(size, dtype=zeros.dtype, device=zeros.device).repeat(len(parameters), 1, 1)
                 self.memory |= {side: basis, f"{side}_gram": torch.zeros_like(basis)}
 
+    @property
+    def is_turned(self) -> bool:
+        return "rows" in self.memory or "columns" in self.memory
+
     def gradient(self) -> Tensor:
         """(S, R, C); zero where there is none."""
         none = torch.zeros_like(self.memory["mean"][0])
@@ -88,6 +94,8 @@ class Stack:
         mean.lerp_(gradient, 1 - beta1)
         square.lerp_(self.turned(gradient).square(), 1 - beta2)
         scale = (square / (1 - beta2**count)).sqrt() + EPSILON
+        if self.is_turned:
+            scale = scale.clamp(min=LEAST_SCALE * scale.amax((1, 2), keepdim=True))
         return self.turned(self.turned(mean) / scale, back=True) / (1 - beta1**count)
 
     def move(self, direction: Tensor, lr: float, weight_decay: float) -> None:
@@ -120,9 +128,10 @@ class Stack:
         """One iteration of the QR algorithm, which wants the eigenvectors in order; each takes its squares along."""
         for side, last in self.sides():
             basis, gram, square = self.memory[side], self.memory[f"{side}_gram"], last(self.memory["square"])
-            order = (basis * (gram @ basis)).sum(1, keepdim=True).argsort(descending=True)  # of the eigenvalues
+            order = (basis * (gram @ basis)).sum(1, keepdim=True).argsort(descending=True, stable=True)  # eigenvalues
             square.copy_(square.take_along_dim(order, 2))
-            basis.copy_(torch.linalg.qr(gram @ basis.take_along_dim(order, 2)).Q)
+            ordered = basis.take_along_dim(order, 2)
+            basis.copy_(torch.linalg.qr(gram @ ordered + TINY * ordered).Q)
 
 
 def as_matrix(parameter: Tensor) -> Tensor:
