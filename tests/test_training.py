@@ -259,11 +259,11 @@ def test_what_was_trained_on_other_weights_is_not_used(data, tmp_path, capsys):
 
     train_below(0)
     entry.save_state(Training(stage, settings_of(identity, "stage"), data, entry).state())
-    check_foreign(entry, below.basis(), RUNTIME)
+    check_foreign(entry, below.required_sha256(), RUNTIME)
     assert entry.load_state() is not None
     train_below(1)
     with pytest.raises(ValueError, match="other weights of its prerequisite"):
-        check_foreign(entry, entry.basis(), RUNTIME)
+        check_foreign(entry, entry.required_sha256(), RUNTIME)
     assert entry.load_state() is None and "its prerequisite has other weights by now" in capsys.readouterr().err
 
     train_below(0)
@@ -271,7 +271,7 @@ def test_what_was_trained_on_other_weights_is_not_used(data, tmp_path, capsys):
     entry.load_weights(stage.network)
     train_below(1)
     with pytest.raises(ValueError, match="other weights of its prerequisite"):
-        check_foreign(entry, entry.basis(), RUNTIME)
+        check_foreign(entry, entry.required_sha256(), RUNTIME)
     with pytest.raises(UserError, match=f"was trained on other weights of {below.path.name}: remove"):
         entry.load_weights(stage.network)
 
@@ -343,6 +343,28 @@ def test_the_bases_are_the_eigenvectors_and_straighten_a_valley():
         assert torch.allclose(basis.T @ basis, torch.eye(len(basis), dtype=torch.float64))
         inside = basis.T @ gram @ basis
         assert (inside - inside.diag().diag()).norm() < 0.1 * inside.norm()
+
+
+def test_the_optimizer_takes_no_steps_along_directions_that_no_gradient_has():
+    """Of rank one, as of a layer whose input is the same in each step: what is left in the bases is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    along = nn.functional.normalize(torch.randn(6, generator=generator), dim=0)
+    weight = nn.Parameter(torch.zeros(4, 6))
+    optimizer = SOAP(nn.ParameterList([weight]), OPTIMIZER, {})
+    for _ in range(800):
+        weight.grad = torch.randn(4, 1, generator=generator) * along
+        optimizer.step(1e-2)
+    across = weight - (weight @ along)[:, None] * along
+    assert across.norm() < 0.1 * weight.norm()
+
+
+def test_without_gradients_nothing_moves():
+    network = nn.Linear(3, 3)
+    optimizer, before = SOAP(network, OPTIMIZER, {}), copy.deepcopy(network.state_dict())
+    for gradient in (None, torch.zeros(3, 3)):
+        network.weight.grad = gradient
+        optimizer.step(1e-2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_side_that_is_too_long_keeps_its_basis():

@@ -7,10 +7,10 @@ from ups.console import Bar
 class Progress(Callback):
     """Updates every `every` steps."""
 
+    bar: Bar | None = None
+
     def __init__(self, every: int):
         self.every = every
-
-    bar: Bar | None = None
 
     def on_start(self, training) -> None:
         self.score, self.first = "", training.step
@@ -21,7 +21,7 @@ class Progress(Callback):
         if training.step % self.every == 0 or training.step == training.settings.steps:
             rate = (training.step - self.first) / max(training.seconds - self.first_seconds, 1e-9)
             loss = float(training.values["loss"])
-            self.bar.update(training.step, f"loss {loss:.2e}  {rate:.0f} steps/s{self.score}")
+            self.bar.update(training.step, f"loss {loss:.2e}  {rate:.3g} steps/s{self.score}")
 
     def on_evaluate(self, training, scores: dict[str, float]) -> None:
         self.score = f"  rollout nRMSE {scores['rollout_nrmse']:.2e}"

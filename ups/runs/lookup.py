@@ -46,7 +46,7 @@ def fetch_missing(identity: Identity, store: Path, cfg: DictConfig, runtime: Run
     try:
         found = find(cfg.logger.wandb, missing)
         for entry in missing:
-            if entry.identity.requires and entry.basis() is None:
+            if entry.identity.requires and entry.required_sha256() is None:
                 break  # its prerequisite is neither here nor there: trained anew, it will have other weights
             folder = entry.identity.folder
             wanted = [(folder, TRAINED)] + ([] if entry.is_started else [(unfinished(entry.identity), UNFINISHED)])
@@ -73,7 +73,7 @@ def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime
         seconds = ANSWER_SECONDS + artifact["size"] / BYTES_PER_SECOND
         _ask(seconds, "download", artifact["path"], str(foreign.path.resolve()), *files)
         try:
-            check_foreign(foreign, entry.basis(), runtime)
+            check_foreign(foreign, entry.required_sha256(), runtime)
         except UNUSABLE as error:
             reason = (str(error).splitlines() or [""])[0]
             console.print(f"warning: {artifact['path']} is not used ({type(error).__name__}: {reason})")

@@ -78,7 +78,7 @@ class Training:
     def state(self) -> State:
         facts = {
             "digest": self.entry.identity.digest,
-            "requires": self.entry.basis(),
+            "requires": self.entry.required_sha256(),
             "step": self.step,
             "evaluated": self.evaluated,
             "skipped": self.skipped,

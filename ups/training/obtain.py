@@ -125,8 +125,11 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, ke
     return stage
 
 
-def check_foreign(entry: Entry, basis: str | None, runtime: Runtime) -> None:
-    """Raise if an entry from elsewhere is not what its name says, would not load, or was not trained on this basis."""
+def check_foreign(entry: Entry, required: str | None, runtime: Runtime) -> None:
+    """Raise if an entry from elsewhere is not what its name says, would not load, or was trained on other weights.
+
+    `required`: the SHA-256 of those that its prerequisite has here.
+    """
     content = read_json(entry.path / IDENTITY)
     if Identity(content, None).digest != entry.identity.digest:
         raise ValueError(f"its {IDENTITY} is of another stage")
@@ -134,7 +137,7 @@ def check_foreign(entry: Entry, basis: str | None, runtime: Runtime) -> None:
     state = None if entry.is_trained else read_state(entry.path / STATE)
     if state and state.facts["digest"] != entry.identity.digest:
         raise ValueError(f"its {STATE} is of another stage")
-    if on_other_weights((state.facts if state else entry.result()).get("requires"), basis):
+    if on_other_weights((state.facts if state else entry.result()).get("requires"), required):
         raise ValueError("it was trained on other weights of its prerequisite than are here")
     if state:
         is_repeatable(state, runtime)
@@ -181,7 +184,7 @@ def train_stage(
     settings = settings_of(entry.identity, key)
     stage = build_stage(entry.identity, required, runtime, key)
     check_data(settings, stage, data)
-    with building(entry.identity, key, runtime.device):  # its averages and moments are three more networks
+    with building(entry.identity, key, runtime.device):  # its average and the optimizer's memory are many more
         training = Training(stage, settings, data, entry)
     with first_ahead():  # it sets aside a state that cannot be read
         state = entry.load_state()

@@ -1,4 +1,4 @@
-"""What an optimizer is set to, its learning rate as a function of the step, and the average of the weights."""
+"""The optimizer's settings, its learning rate as a function of the step, and the exponential average of the weights."""
 
 import copy
 import math

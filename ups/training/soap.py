@@ -1,10 +1,12 @@
 """SOAP: Adam in the eigenbases of Shampoo's preconditioner (Vyas et al., arXiv 2409.11321).
 
 The gradient G of a weight is seen as P^T G Q, where P and Q are the eigenvectors of the running means of G G^T and
-G^T G. There, Adam's scale for each entry by itself comes near to a second-order method's; the update is turned back.
-The bases follow by one iteration of the QR algorithm every few steps. With no bases at all it is AdamW.
+G^T G. In these bases its entries are nearly uncorrelated, so that Adam's scale of each comes close to a second-order
+method's; the update is turned back. The bases follow by one iteration of the QR algorithm every few steps. Without
+bases it is AdamW.
 
-Weights of one shape are updated as one tensor. Shapes: S weights, R rows (output channels), C columns (all the rest).
+Weights of one shape are updated as one tensor. Shapes: S weights, R rows (a weight's first dimension), C columns (all
+its others).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,14 +16,16 @@ from torch import Tensor, nn
 
 from ups.training.optimizer import OptimizerSettings
 
-LONGEST = 640  # a longer side keeps its own basis: an iteration costs the cube of it
-EAGER = 10  # first steps, in each of which the bases are updated
+LONGEST = 640  # a longer side is not turned: an iteration costs the cube of it
+EAGER = 10  # first steps, after each of which the bases are updated
 EPSILON = 1e-8
 TINY = 1e-15  # of a Gram matrix: with no gradient yet, the basis stays
 LEAST_SCALE = 1e-5  # of a weight's largest: along directions that no gradient has, Adam would scale up its rounding
 
 
 class SOAP:
+    """A parameter without gradient counts as one whose gradient is zero (torch's optimizers skip it)."""
+
     def __init__(self, network: nn.Module, settings: OptimizerSettings, relative_lr: Mapping[str, float]):
         """`relative_lr`: see Stage."""
         self.settings = settings
@@ -42,7 +46,7 @@ class SOAP:
             gradient = stack.gradient()
             stack.move(stack.direction(gradient, self.settings.betas, count), lr, self.settings.weight_decay)
             # Last: in bases that know this gradient, it is rounding along most directions, which Adam would scale up.
-            stack.follow_grams(gradient, self.settings.betas[1])
+            stack.update_grams(gradient, self.settings.betas[1])
             if interval is not None and (count <= EAGER or count % interval == 0):
                 stack.update_bases()
 
@@ -76,10 +80,6 @@ class Stack:
                 basis = torch.eye(size, dtype=zeros.dtype, device=zeros.device).repeat(len(parameters), 1, 1)
                 self.memory |= {side: basis, f"{side}_gram": torch.zeros_like(basis)}
 
-    @property
-    def is_turned(self) -> bool:
-        return "rows" in self.memory or "columns" in self.memory
-
     def gradient(self) -> Tensor:
         """(S, R, C); zero where there is none."""
         none = torch.zeros_like(self.memory["mean"][0])
@@ -92,11 +92,11 @@ class Stack:
         beta1, beta2 = betas
         mean, square = self.memory["mean"], self.memory["square"]
         mean.lerp_(gradient, 1 - beta1)
-        square.lerp_(self.turned(gradient).square(), 1 - beta2)
+        square.lerp_(self.to_bases(gradient).square(), 1 - beta2)
         scale = (square / (1 - beta2**count)).sqrt() + EPSILON
-        if self.is_turned:
+        if next(self.sides(), None):
             scale = scale.clamp(min=LEAST_SCALE * scale.amax((1, 2), keepdim=True))
-        return self.turned(self.turned(mean) / scale, back=True) / (1 - beta1**count)
+        return self.from_bases(self.to_bases(mean) / scale) / (1 - beta1**count)
 
     def move(self, direction: Tensor, lr: float, weight_decay: float) -> None:
         matrices = [as_matrix(parameter) for parameter in self.parameters]
@@ -104,28 +104,33 @@ class Stack:
         torch._foreach_mul_(matrices, 1 - lr * weight_decay)
         torch._foreach_add_(matrices, list(direction), alpha=-lr)
 
-    def turned(self, matrices: Tensor, back: bool = False) -> Tensor:
-        """P^T G Q, or back; (S, R, C)."""
-        rows, columns = self.memory.get("rows"), self.memory.get("columns")
-        if rows is not None:
-            matrices = (rows if back else rows.mT) @ matrices
-        if columns is not None:
-            matrices = matrices @ (columns.mT if back else columns)
-        return matrices
-
     def sides(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-        """Those that are turned, each with what makes it the last of (S, R, C)."""
+        """Those that are turned, each with the view of (S, R, C) in which it is the last."""
         if "rows" in self.memory:
             yield "rows", lambda matrices: matrices.mT
         if "columns" in self.memory:
             yield "columns", lambda matrices: matrices
 
-    def follow_grams(self, gradient: Tensor, beta: float) -> None:
+    def to_bases(self, matrices: Tensor) -> Tensor:
+        """G -> P^T G Q, (S, R, C)."""
+        for side, last in self.sides():
+            matrices = last(last(matrices) @ self.memory[side])
+        return matrices
+
+    def from_bases(self, matrices: Tensor) -> Tensor:
+        for side, last in self.sides():
+            matrices = last(last(matrices) @ self.memory[side].mT)
+        return matrices
+
+    def update_grams(self, gradient: Tensor, beta: float) -> None:
         for side, last in self.sides():
             self.memory[f"{side}_gram"].lerp_(last(gradient).mT @ last(gradient), 1 - beta)
 
     def update_bases(self) -> None:
-        """One iteration of the QR algorithm, which wants the eigenvectors in order; each takes its squares along."""
+        """One iteration of the QR algorithm, which wants the eigenvectors in order; each takes its squares along.
+
+        It writes to the memory in place, through views.
+        """
         for side, last in self.sides():
             basis, gram, square = self.memory[side], self.memory[f"{side}_gram"], last(self.memory["square"])
             order = (basis * (gram @ basis)).sum(1, keepdim=True).argsort(descending=True, stable=True)  # eigenvalues
@@ -135,6 +140,6 @@ class Stack:
 
 
 def as_matrix(parameter: Tensor) -> Tensor:
-    """A view, (R, C); a vector is one row, a complex number two."""
+    """A view, (R, C); a vector is one row, a complex number is two columns."""
     real = torch.view_as_real(parameter) if parameter.is_complex() else parameter
     return real.view(len(parameter) if parameter.ndim > 1 else 1, -1)

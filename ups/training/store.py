@@ -105,13 +105,13 @@ class Entry:
 
     def load_state(self) -> State | None:
         """The newest sound state; one that is damaged is set aside, with a line that says so."""
-        files, basis = self._states(), self.basis()
+        files, required = self._states(), self.required_sha256()
         for file in files:
             try:
                 state = read_state(file)
                 if state.facts.get("digest") != self.identity.digest:
                     raise Damaged("it is of another stage")
-                if on_other_weights(state.facts.get("requires"), basis):
+                if on_other_weights(state.facts.get("requires"), required):
                     raise Damaged("its prerequisite has other weights by now")
                 return state
             except Damaged as error:
@@ -131,14 +131,14 @@ class Entry:
         self.begin()
         digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
-        write_json(self.path / RESULT, nulled(result) | {"sha256": digest, "requires": self.basis()})
+        write_json(self.path / RESULT, nulled(result) | {"sha256": digest, "requires": self.required_sha256()})
         self.remove_states()
 
     def load_weights(self, network: nn.Module) -> None:
         """Of a trained entry."""
         file, again = self.path / WEIGHTS, f"remove {self.path} and train it again"
         result = self.result()
-        if on_other_weights(result.get("requires"), self.basis()):
+        if on_other_weights(result.get("requires"), self.required_sha256()):
             raise UserError(f"{self.path} was trained on other weights of {self.identity.requires.folder}: {again}")
         try:
             tensors, metadata = read_tensors(file)
@@ -152,7 +152,7 @@ class Entry:
         except RuntimeError as error:
             raise UserError(f"{file} does not fit its identity.json ({first_line(error)}): {again}") from error
 
-    def basis(self) -> str | None:
+    def required_sha256(self) -> str | None:
         """The SHA-256 of the weights that its prerequisite has in this store."""
         required = self.identity.requires and Entry(self.root, self.identity.requires)
         return required.result().get("sha256") if required and required.is_trained else None
@@ -188,9 +188,9 @@ class Entry:
                 file.unlink()
 
 
-def on_other_weights(recorded: str | None, basis: str | None) -> bool:
+def on_other_weights(recorded: str | None, required: str | None) -> bool:
     """Whether something was trained on other weights than are there; what did not record them is trusted."""
-    return None not in (recorded, basis) and recorded != basis
+    return None not in (recorded, required) and recorded != required
 
 
 def unfinished(identity: Identity) -> str:
