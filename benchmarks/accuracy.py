@@ -265,7 +265,7 @@ def picture(report: dict) -> Figure:
                 place, side = (-5, -10), "right"  # other names are on its right
             elif name == "finite volumes, 1024 points":
                 place, side = (0, -13), "center"
-            elif name == "fno":
+            elif name in ("fno", "dilresnet" + ADAMW):
                 place, side = (-6, -1), "right"
             right.annotate(name, at, textcoords="offset points", xytext=place, ha=side, fontsize=8, color=colour)
     left.set(xlabel="training time [s], one thread", ylabel="rollout nRMSE, validation", title="training time")

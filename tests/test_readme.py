@@ -66,7 +66,10 @@ def test_every_test_that_the_table_of_launching_names_exists():
 def test_the_errors_in_the_readme_are_those_of_the_report():
     predictors = json.loads((ROOT / "docs" / "accuracy" / "nu0.001.json").read_text())["predictors"]
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
-    names = {"neuraloperator_fno": "the `neuraloperator` package's FNO"} | {
+    names = {
+        "neuraloperator_fno": "the `neuraloperator` package's FNO", "neuraloperator_fno by AdamW": "the same by AdamW",
+        "dilresnet by AdamW": "`dilresnet` by AdamW",
+    } | {
         name: f"`{name}`" for name in ("solver_in_the_loop", "dilresnet", "unet", "fno", "latent_operator")
     }
     names |= {name: name for name in ("persistence", "finite volumes, 256 points", "finite volumes, 1024 points")}
