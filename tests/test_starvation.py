@@ -90,7 +90,7 @@ def same_weights(result: dict, whole: dict, store: Path) -> bool:
 
 
 FULL = {  # what lies on the disk -> its override, its size, the key and the file that the line names
-    "store": ("store=disk", "1500k", "store=FOLDER", "state.safetensors"),
+    "store": ("store=disk", "4000k", "store=FOLDER", "state.safetensors"),
     "cache": ("cache=disk", "300k", "cache=FOLDER", "train-nu0.01"),
     "run": ("hydra.run.dir=disk", "24k", "hydra.run.dir=FOLDER", "disk/figures/operator_"),
     "hydra": ("hydra.run.dir=disk", "4k", "hydra.run.dir=FOLDER", ""),

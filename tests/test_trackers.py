@@ -19,6 +19,7 @@ from ups.launch.rehearsal.wandb_server import WandbServer
 pytestmark = pytest.mark.slow
 
 ROWS = 12  # that W&B has before the fault
+CLIENTS = "run/wandb/run-*/run-*.wandb"
 STEPS = 60
 
 
@@ -40,13 +41,12 @@ def break_it(fault: str, training: subprocess.Popen, server: WandbServer) -> Non
 
 @pytest.fixture
 def start(tmp_path, cache):
-    """`start(server, "budget.operator=60")` -> (machine, training) after some rows."""
+    """`start(server, "budget.operator=60")` -> (machine, training) after some rows in the client's file."""
 
     def start(server: WandbServer, *overrides: str) -> tuple[Machine, subprocess.Popen]:
         machine = Machine(tmp_path / "machine", cache)
         training = machine.train(server, "stage.evaluations=1", *overrides)
-        wait_for(lambda: (machine.folder / "run" / "metrics.csv").exists() and len(machine.rows()) >= ROWS)
-        time.sleep(0.2)  # the client's files are a tenth of a second behind
+        wait_for(lambda: list(machine.folder.glob(CLIENTS)) and len(tracked(machine)) >= ROWS)
         return machine, training
 
     return start
@@ -54,7 +54,7 @@ def start(tmp_path, cache):
 
 def tracked(machine: Machine) -> list[float]:
     """The steps that `wandb sync` would find."""
-    (file,) = machine.folder.glob("run/wandb/run-*/run-*.wandb")
+    (file,) = machine.folder.glob(CLIENTS)
     return steps_of(wandb_log.parse(file.read_bytes()).rows)
 
 
