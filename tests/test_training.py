@@ -27,7 +27,6 @@ from ups.training.loop import Training, train
 from ups.training.obtain import build_chain, check_foreign, is_repeatable, settings_of
 from ups.training.optimizer import Average, learning_rate
 from ups.training.runtime import choose_threads, set_up
-from ups.training.soap import LONGEST, SOAP
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
 
@@ -288,88 +287,6 @@ def test_learning_rate_rises_and_falls():
     rates = [learning_rate(OPTIMIZER, step, 100) for step in range(100)]
     assert rates.index(max(rates)) == 9 and max(rates) == pytest.approx(3e-3)
     assert rates[0] < 1e-3 and rates[-1] < 1e-5
-
-
-def test_without_bases_the_optimizer_is_adamw():
-    """Of vectors, matrices and complex numbers, of two learning rates, and after a resume."""
-    torch.manual_seed(0)
-    waves = nn.ParameterList([torch.randn(4, 3, dtype=torch.cfloat)])
-    ours = nn.ModuleDict({"fast": nn.Linear(4, 4), "slow": nn.Linear(4, 4), "waves": waves})
-    theirs = copy.deepcopy(ours)
-    settings = replace(OPTIMIZER, weight_decay=0.1, basis_interval=None)
-    optimizer = SOAP(ours, settings, {"slow": 0.1})
-    groups = [{"params": [*theirs["fast"].parameters(), *theirs["waves"].parameters()]},
-              {"params": theirs["slow"].parameters()}]  # fmt: skip
-    reference = torch.optim.AdamW(groups, betas=tuple(settings.betas), weight_decay=0.1)
-    for step in range(9):
-        lr = 1e-3 * (step + 1)
-        for group, relative in zip(reference.param_groups, (1.0, 0.1), strict=True):
-            group["lr"] = lr * relative
-        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            own.grad = torch.randn_like(own)
-            other.grad = own.grad.clone()
-        optimizer.step(lr)
-        reference.step()
-        if step == 5:
-            remembered = copy.deepcopy(optimizer.state_dict())
-            optimizer = SOAP(ours, settings, {"slow": 0.1})
-            optimizer.load_state_dict(remembered)
-    for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(own, other, rtol=1e-5, atol=1e-6)
-
-
-def test_the_bases_are_the_eigenvectors_and_straighten_a_valley():
-    """A quadratic bowl whose axes are turned on both sides, of widths over four decades, from noisy gradients."""
-    generator = torch.Generator().manual_seed(0)
-    normal = lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
-    left, right = torch.linalg.qr(normal(6, 6)).Q, torch.linalg.qr(normal(8, 8)).Q
-    rows, columns = torch.logspace(-1, 1, 6, dtype=torch.float64), torch.logspace(-1, 1, 8, dtype=torch.float64)
-    start = normal(6, 8)
-
-    def descended(basis_interval):
-        weight = nn.Parameter(start.clone())
-        optimizer = SOAP(nn.ParameterList([weight]), replace(OPTIMIZER, basis_interval=basis_interval), {})
-        for step in range(400):
-            error = rows[:, None] * (left.T @ weight @ right) * columns
-            loss = error.square().sum() / 2
-            weight.grad = torch.autograd.grad(loss, weight)[0] * (1 + 0.1 * normal(6, 8))
-            optimizer.step(0.05 * (1 - step / 400))
-        return loss.item(), optimizer.stacks[0].memory
-
-    (turned, memory), (plain, _) = descended(10), descended(None)
-    assert turned < 0.1 * plain
-    for side in ("rows", "columns"):
-        basis, gram = memory[side][0], memory[f"{side}_gram"][0]
-        assert torch.allclose(basis.T @ basis, torch.eye(len(basis), dtype=torch.float64))
-        inside = basis.T @ gram @ basis
-        assert (inside - inside.diag().diag()).norm() < 0.1 * inside.norm()
-
-
-def test_the_optimizer_takes_no_steps_along_directions_that_no_gradient_has():
-    """Of rank one, as of a layer whose input is the same in each step: what is left in the bases is rounding."""
-    generator = torch.Generator().manual_seed(0)
-    along = nn.functional.normalize(torch.randn(6, generator=generator), dim=0)
-    weight = nn.Parameter(torch.zeros(4, 6))
-    optimizer = SOAP(nn.ParameterList([weight]), OPTIMIZER, {})
-    for _ in range(800):
-        weight.grad = torch.randn(4, 1, generator=generator) * along
-        optimizer.step(1e-2)
-    across = weight - (weight @ along)[:, None] * along
-    assert across.norm() < 0.1 * weight.norm()
-
-
-def test_without_gradients_nothing_moves():
-    network = nn.Linear(3, 3)
-    optimizer, before = SOAP(network, OPTIMIZER, {}), copy.deepcopy(network.state_dict())
-    for gradient in (None, torch.zeros(3, 3)):
-        network.weight.grad = gradient
-        optimizer.step(1e-2)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
-
-
-def test_a_side_that_is_too_long_keeps_its_basis():
-    memory = SOAP(nn.ParameterList([torch.zeros(4, LONGEST + 1)]), OPTIMIZER, {}).stacks[0].memory
-    assert memory["rows"].shape == (1, 4, 4) and "columns" not in memory
 
 
 @pytest.mark.slow
