@@ -154,6 +154,16 @@ def test_only_the_known_files_are_written_and_only_where_they_belong(twin, look_
     assert look_up(server) == {} and not list(look_up.store.glob("*"))
 
 
+def test_what_a_killed_download_left_is_removed_a_day_later(twin, look_up):
+    server = twin[1]
+    left, under_way = (look_up.store / f".from-wandb-{name}" for name in ("left", "under_way"))
+    for folder in (left, under_way):
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_text("x")
+    os.utime(left, (0, time.time() - 2 * 86_400))
+    assert look_up(server) and list(look_up.store.glob(".*")) == [under_way]
+
+
 @pytest.mark.parametrize("file", ["weights.safetensors", "result.json"])
 def test_files_that_do_not_load_are_not_used(file, twin, look_up, capsys):
     machine, server = twin

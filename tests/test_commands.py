@@ -307,8 +307,13 @@ def test_training_on_pdebench_files(command, tmp_path):
     (checkpoint,) = (tmp_path / "store").glob("operator-*/")
     scored = ["evaluate.py", f"checkpoint={checkpoint}", "dataset=pdebench_burgers", f"dataset.path={path}"]
     refused = command(*scored)
-    assert refused.returncode == 1 and "the stage has seen all but the first 4 trajectories" in refused.stderr
+    assert refused.returncode == 1 and "the stage of checkpoint has seen all but the first 4" in refused.stderr
     assert command(*scored, "dataset.test=4", "rollout_steps=2").returncode == 0
+
+    assert command("train.py", "logger=none", *SMALL, "store=other").returncode == 0
+    (other,) = (tmp_path / "other").glob("operator-*/")
+    refused = command("evaluate.py", f"checkpoint={other}", f"compare={checkpoint}", *scored[2:])
+    assert refused.returncode == 1 and "the stage of compare has seen all but the first 4" in refused.stderr
 
 
 @pytest.mark.parametrize("choice", ["model=latent_operator", "model=solver_in_the_loop", "stage=consistency_distill"])

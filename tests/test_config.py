@@ -1,5 +1,6 @@
 """Bad input gives one line that names the key and what would be valid, exit 1, and no traceback."""
 
+import re
 import resource
 import subprocess
 import sys
@@ -90,10 +91,29 @@ def test_values_deep_in_the_chain_are_checked_under_their_own_name():
         check(train_config("stage=consistency_distill", "stage.requires.requires.steps=0"))
 
 
+@pytest.mark.parametrize(("script", "given", "key"), [
+    ("train", ["+batch_size=32"], "batch_size"),
+    ("train", ["+auto_shutdown=true"], "auto_shutdown"),
+    ("train", ["+checkpoint=x"], "checkpoint"),
+    ("train", ["++budget.operater=100"], "budget.operater"),
+    ("launch", ["+members=19"], "members"),
+    ("evaluate", ["checkpoint=x", "+runtime.precision=bfloat16"], "runtime.precision"),
+    ("evaluate", ["checkpoint=x", "+seed=3"], "seed"),
+])  # fmt: skip
+def test_a_key_that_the_script_does_not_read_is_no_key(script, given, key):
+    with pytest.raises(UserError, match=f"^{re.escape(key)} is not a key of the config$"):
+        check(composed(script, given), script)
+    check(composed(script, given[:-1]), script)
+
+
+def test_a_bid_is_for_an_interruptible_machine():
+    check(composed("launch", ["vast.bid=0.1", "vast.interruptible=true"]), "launch")
+    with pytest.raises(UserError, match=r"^vast\.bid=0\.1: only an interruptible machine"):
+        check(composed("launch", ["vast.bid=0.1"]), "launch")
+
+
 def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
     """So that a new key cannot be forgotten."""
-    import re
-
     from ups.config import _leaves, plain
 
     launch = composed("launch")

@@ -121,6 +121,17 @@ def test_two_processes_train_the_chain_as_one_does(start, tmp_path):
         assert weights_differ_by(tmp_path, stage) < {"operator": 2e-5, "diffusion_residual": 2e-4}[stage]
 
 
+def test_the_optimizer_of_each_process_ends_with_the_same_weights(tmp_path):
+    """Bit by bit, its eigenbases too: nothing but the gradients is exchanged."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(ROOT / "tests" / "weights_of_ranks.py"), str(tmp_path)]
+    environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=100)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
+    assert any(name.endswith("rows") for name in first) and first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path):
     # At the default rate rounding grows to 1e-2 within these steps: of one process too, from weights 1e-7 apart.
     long = [*QUICK, "budget.operator=100", "stage.evaluations=1", "stage.optimizer.lr=1e-4"]

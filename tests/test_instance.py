@@ -445,6 +445,17 @@ def test_wandb_unreachable_until_the_deadline(renter):
     assert len(renter.file(number, "starts").read_text().splitlines()) == 1
 
 
+def test_a_training_that_ran_out_of_time_is_kept_like_a_complete_one(renter):
+    """Its state may be all that there is: no number of refusals by W&B is enough to destroy it."""
+    number = renter.rent("hang", seconds=5, settings={"UPS_PAUSE": "0", "PROVES_AT": "9"})
+    renter.says(number, "training, start 1")
+    renter.server.machine_of(number).kill()
+    time.sleep(5)
+    renter.server.restart(number)
+    assert "was not saved" not in renter.gone(number)
+    assert len(renter.file(number, "proofs").read_text().splitlines()) == 9
+
+
 @pytest.mark.parametrize("mode", ["mode", "raise"])
 def test_allow_loss_tries_to_save_and_does_not_insist(mode, renter):
     number = renter.rent(mode, prove="try", settings={"UPS_PAUSE": "0", "PROVES_AT": "99"})

@@ -215,6 +215,8 @@ def test_wrong_sizes_are_refused():
         DilatedResNet(1, 1, 2, width=8, kernel=4, dilations=[1])
     with pytest.raises(ValueError, match="multiple of heads"):
         LatentOperator(1, 1, 2, patch=4, width=10, blocks=1, heads=4)
+    with pytest.raises(ValueError, match="width=9 must be even"):
+        LatentOperator(1, 1, 2, patch=4, width=9, blocks=1, heads=3)
     with pytest.raises(UserError, match="must divide"):
         LatentOperator(1, 1, 2, patch=5, width=8, blocks=1, heads=2)(torch.zeros(1, 1, 32), torch.zeros(1, 2))
 

@@ -64,7 +64,7 @@ def test_a_config_is_accepted_and_builds_or_is_refused_in_one_line(app, tmp_path
         assert is_of_a_group(error)
         return
     try:
-        check(cfg)
+        check(cfg, name)
         if name != "evaluate":
             identity = identity_of(cfg)
             build(cfg.dataset, "dataset")

@@ -155,7 +155,7 @@ def test_command(command, folder, cache):
     elif words[:2] == ["python", "launch_vast.py"]:
         # test_launch.py rents and rehearses with these; here: the config composes and is valid.
         overrides = [word.split(",")[0].replace("=ID", "=1") for word in words[2:] if word != "-m"]
-        check(composed("launch", overrides))
+        check(composed("launch", overrides), "launch")
         return
     elif words[:3] == ["python", "-m", "ups.runs.replay"]:
         # test_commands.py repeats a step with it; here: that there is such a command.

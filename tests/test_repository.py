@@ -36,7 +36,8 @@ def test_a_clean_and_pushed_clone(clone):
 
 
 def test_an_untracked_file_that_no_machine_would_miss(clone):
-    (clone / "notes.txt").write_text("x")
+    for name in ("notes.txt", "train.py.bak", "requirements.txt~"):
+        (clone / name).write_text("x")
     assert source(clone).branch == "main"
 
 

@@ -116,6 +116,8 @@ def test_an_identity_that_train_wrote_is_read(identity, tmp_path):
     ("dataset._convert_", "none"),
     ("stage.name", "../../elsewhere"),
     ("stage.requires.name", "/tmp/x"),
+    ("stage.requires.name", 7),
+    ("format", "2"),
     ("dataset.path", "${oc.env:HOME}"),
     ("stage", None),
     ("stage.requires", "operator"),

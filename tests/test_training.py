@@ -349,6 +349,9 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
     assert json.loads((entry.path / "identity.json").read_text()) == content
     assert entry.rows() == [{"a": 0.1}, {"a": 0.2, "b": float("inf")}]
     entry.load_weights(torch.nn.Linear(2, 2))
+    (entry.path / "metrics.csv").write_text("a,b\n1,2,3\n")
+    with pytest.raises(UserError, match=r"metrics.csv is damaged \(a row has more cells"):
+        entry.rows()
     with pytest.raises(UserError, match="does not fit"):
         entry.load_weights(torch.nn.Linear(3, 3))
     file = entry.path / "weights.safetensors"

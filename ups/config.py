@@ -81,6 +81,13 @@ PATH = Rule(
 SEED = integer(0, 2**63 - 1)
 SECONDS = number(0, 1e6, open_low=True)
 
+TRAINING = r"seed|store|cache|require|budget|operator|runtime|stage|model|dataset|callbacks|logger"
+SCORING = r"checkpoint|compare|initial_frame|rollout_steps|members|batch_size|cache|dataset"
+READ_BY = {  # which keys each script has; one that another has, or that was added with +, would do nothing
+    "train": TRAINING, "launch": rf"{TRAINING}|vast|auto_shutdown", "evaluate": rf"{SCORING}|runtime\.(device|threads)",
+}  # fmt: skip
+BUDGETS = "|".join(sorted(file.stem for file in (CONFIG_FOLDER / "stage").glob("*.yaml")))
+
 # One line for each key of conf/; `stage.` stands for every stage of the chain. A key of a network's own is checked by
 # the network, so that a new model needs no line here; the names below hold for all networks that use them.
 RULES: dict[str, Rule] = {
@@ -90,7 +97,7 @@ RULES: dict[str, Rule] = {
     r"(callbacks|logger)(\.\w+)?": NODE,
     r"stage\.requires": Rule("null or a stage", lambda v: v is None),
     r"require": one_of("train", "found"),
-    r"budget\.\w+": integer(1),
+    rf"budget\.({BUDGETS})": integer(1),
     r"runtime\.device": Rule("auto, cpu, cuda or cuda:N", lambda v: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", str(v))),
     r"runtime\.precision": one_of("float32", "bfloat16"),
     r"runtime\.compile": BOOL,
@@ -166,8 +173,8 @@ def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training
 
 
-def check(cfg: DictConfig) -> None:
-    """Raise a `UserError` for the first value that is missing or out of range."""
+def check(cfg: DictConfig, script: str = "train") -> None:
+    """Raise a `UserError` for the first value that is missing, out of range or not of the script's config."""
     try:
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
@@ -175,7 +182,7 @@ def check(cfg: DictConfig) -> None:
         content = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:  # an interpolation
         raise UserError(f"{error.full_key}: {first_line(error)}") from error
-    lacking = [] if "checkpoint" in content else [group for group in GROUPS if group not in content]
+    lacking = [] if script == "evaluate" else [group for group in GROUPS if group not in content]
     if lacking:
         raise UserError(f"{lacking[0]} is not set: give {lacking[0]}=OPTION")
     # What a stage takes from elsewhere is told under the key that was typed.
@@ -186,7 +193,8 @@ def check(cfg: DictConfig) -> None:
             if not rule.accepts(value):
                 raise UserError(f"{key}={shortened(str(value), 80)}: must be {rule.text}")
         parent, _, name = key.rpartition(".")
-        if not rules and name != "_target_" and not _is_part(content, parent):
+        known = rules or name == "_target_" or _is_part(content, parent)
+        if not known or not re.fullmatch(rf"({READ_BY[script]})(\..+)?", key):
             raise UserError(f"{shortened(key, 80)} is not a key of the config")
     _check_pairs(cfg)
 
@@ -212,6 +220,8 @@ def _check_pairs(cfg: DictConfig) -> None:
     vast = cfg.get("vast")
     if vast is not None and vast.max_hours < vast.min_hours:
         raise UserError(f"vast.max_hours={vast.max_hours}: less than vast.min_hours={vast.min_hours}; lower that too")
+    if vast is not None and vast.bid is not None and not vast.interruptible:
+        raise UserError(f"vast.bid={vast.bid}: only an interruptible machine is bid for, set vast.interruptible=true")
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:
         return

@@ -93,9 +93,12 @@ def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
-    """A row has the columns in which it is not empty."""
+    """A row has the columns in which it is not empty. Raises `ValueError` for a row that does not fit the header."""
     with open(path, newline="") as file:
-        return [{name: _number(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
+    if any(None in row for row in rows):
+        raise ValueError("a row has more cells than the header")
+    return [{name: _number(cell) for name, cell in row.items() if cell} for row in rows]
 
 
 def _number(cell: str) -> float:

@@ -42,7 +42,7 @@ class Outcome:
 
 def run_launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
     """Adds to `outcomes` what a job of a sweep came to."""
-    check(cfg)
+    check(cfg, "launch")
     if cfg.vast.action != "launch":
         vast = Vast(cfg.vast.pause, cfg.vast.request_timeout)
         return ACTIONS[cfg.vast.action](cfg.vast, vast, Ledger(Path(cfg.vast.ledger)))

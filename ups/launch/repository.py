@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ups.errors import UserError
 
 TOKEN_HELPER = '!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
-MATTERS = ("ups/", "conf/", "train.py", "requirements.txt")  # an untracked file elsewhere is not missed there
+MATTERS = re.compile(r'"?(ups/.*|conf/.*|train\.py|requirements\.txt)')  # an untracked file elsewhere is not missed
 SECONDS = 30
 
 
@@ -61,7 +61,7 @@ def pushed_source(folder: Path, token: str | None, local: bool = False) -> Sourc
 
 def refuse_changes(folder: Path) -> None:
     lines = (git(folder, "status", "--porcelain=v1", "--untracked-files=all", strip=False) or "").splitlines()
-    paths = [line[3:] for line in lines if not line.startswith("??") or line[3:].strip('"').startswith(MATTERS)]
+    paths = [line[3:] for line in lines if not line.startswith("??") or MATTERS.fullmatch(line[3:])]
     if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         raise UserError(

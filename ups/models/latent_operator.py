@@ -24,8 +24,8 @@ class LatentOperator(nn.Module):
         self, in_channels: int, out_channels: int, condition: int, patch: int, width: int, blocks: int, heads: int
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width={width} must be a multiple of heads={heads}")
+        if width % heads or width % 2:
+            raise ValueError(f"width={width} must be even and a multiple of heads={heads}")
         self.patch = patch
         self.embed = ConditionEmbedding(condition)
         # Patches overlap by half on each side, so that a token knows the flow across its borders.

@@ -34,7 +34,7 @@ SHOWN = (
 def run_evaluation(cfg: DictConfig) -> float:
     """The rollout nRMSE of the checkpoint on the chosen test set."""
     started = time.monotonic()
-    check(cfg)
+    check(cfg, "evaluate")
     folder = Path(HydraConfig.get().runtime.output_dir)
     with alone_in(folder):
         return score_checkpoint(cfg, folder, started)
@@ -56,7 +56,9 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
 
     # null leaves no key
     chosen = plain(cfg.dataset) if "dataset" in cfg else identity.content["dataset"]
-    refuse_seen(chosen, identity.content["dataset"])
+    refuse_seen(chosen, identity.content["dataset"], "checkpoint")
+    if cfg.compare is not None:
+        refuse_seen(chosen, compared.entry.identity.content["dataset"], "compare")
     window = scored_window(cfg, chosen, runtime)
     truth = window.u[:, 1:]
     scores = partial(scores_of, window=window, batch_size=cfg.batch_size)
@@ -95,16 +97,16 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     return metrics["nrmse"]
 
 
-def refuse_seen(chosen: dict, own: dict) -> None:
-    """Raise if what is to be scored are trajectories of a file that the stage was trained or selected by."""
+def refuse_seen(chosen: dict, own: dict, key: str) -> None:
+    """Raise if what is to be scored are trajectories of a file that the stage of `key` was trained or selected by."""
     if "path" not in chosen or "path" not in own:
         return  # generated splits share no initial condition
     paths = {Path(node["path"]).resolve() for node in (chosen, own)}
     same = len(paths) == 1 or any(path in other.parents for path in paths for other in paths)
     if same and chosen["test"] > own["test"]:
         raise UserError(
-            f"dataset.test={chosen['test']}: the stage has seen all but the first {own['test']} trajectories of "
-            f"{own['path']} in its training; use dataset.test={own['test']}"
+            f"dataset.test={chosen['test']}: the stage of {key} has seen all but the first {own['test']} trajectories "
+            f"of {own['path']} in its training; use dataset.test={own['test']}"
         )
 
 

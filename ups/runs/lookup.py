@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig
 
 from ups.console import console
-from ups.errors import UserError
+from ups.errors import UserError, first_line
 from ups.paths import ROOT
 from ups.tensors import Damaged
 from ups.training.identity import Identity
@@ -23,6 +25,8 @@ from ups.wandb.account import why_not_kept
 
 ANSWER_SECONDS = 10.0
 BYTES_PER_SECOND = 1e6  # a slower download is given up
+DOWNLOAD = ".from-wandb-"  # beginning of the name of a folder in the store
+LONGEST_DOWNLOAD = 86_400  # seconds
 UNUSABLE = (  # what a file of somebody else's may raise while it is read
     UserError, Damaged, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError,
 )  # fmt: skip
@@ -67,7 +71,10 @@ def find(logger: DictConfig, entries: list[Entry]) -> dict[str, dict]:
 def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime) -> bool:
     """Download, check, and rename into the store; False, with a warning, if it is not what its name says."""
     entry.root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=entry.root, prefix=".from-wandb-") as folder:
+    for old in entry.root.glob(f"{DOWNLOAD}*"):
+        if time.time() - old.stat().st_mtime > LONGEST_DOWNLOAD:  # whose process was killed
+            rmtree(old, ignore_errors=True)
+    with TemporaryDirectory(dir=entry.root, prefix=DOWNLOAD) as folder:
         foreign = Entry(Path(folder), entry.identity)
         foreign.path.mkdir()
         seconds = ANSWER_SECONDS + artifact["size"] / BYTES_PER_SECOND
@@ -75,8 +82,7 @@ def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime
         try:
             check_foreign(foreign, entry.required_sha256(), runtime)
         except UNUSABLE as error:
-            reason = (str(error).splitlines() or [""])[0]
-            console.print(f"warning: {artifact['path']} is not used ({type(error).__name__}: {reason})")
+            console.print(f"warning: {artifact['path']} is not used ({type(error).__name__}: {first_line(error)})")
             return False
         entry.adopt(foreign)
     return True

@@ -18,7 +18,7 @@ from types import FrameType
 
 from omegaconf import DictConfig, OmegaConf
 
-from ups.errors import UserError
+from ups.errors import UserError, first_line
 from ups.loggers.wandb import known_settings
 from ups.training.identity import identity_of
 from ups.training.store import Entry
@@ -145,7 +145,7 @@ def main() -> int:
     except OutOfTime:
         reason = f"no answer from W&B in {arguments.timeout} s"
     except Exception as error:  # the client's errors have no common class, and the caller reads one line
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(f"results not saved: {reason}", flush=True)
     return 1

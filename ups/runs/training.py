@@ -126,10 +126,12 @@ def make_callbacks(cfg: DictConfig, loggers: list[Logger], folder: Path) -> list
 
 def report(result: dict, folder: Path) -> None:
     test = result["metrics"]["test"]
-    of_mean, crps = (" of the ensemble's mean", f", CRPS {test['crps']:.2e}") if "crps" in test else ("", "")
+    of_mean, crps, of_member = (
+        (" of the ensemble's mean", f", CRPS {test['crps']:.2e}", " of one member") if "crps" in test else ("", "", "")
+    )
     figures = " and figures" if (folder / "figures").exists() else ""
     console.print(
         f"{result['stage']}: rollout nRMSE{of_mean} {result['score']:.2e} on validation, {test['rollout_nrmse']:.2e} "
-        f"on test trajectories{crps}; one step {test['one_step_nrmse']:.2e}\n"
+        f"on test trajectories{crps}; one step{of_member} {test['one_step_nrmse']:.2e}\n"
         f"checkpoint {result['checkpoint']}\nresult{figures} in {folder}"
     )

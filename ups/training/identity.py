@@ -1,4 +1,4 @@
-"""A trained stage's identity: exactly what determines its weights, and the hash that names its folder.
+"""A trained stage's identity: what determines its weights and its scores, and the hash that names its folder.
 
 It is the stage's subtree with its `requires`, the model, the dataset and the seed. Device, threads, logging, folders
 live in other nodes of the config, so nothing has to be left out by a list; but for `dataset.download`, whose place is
@@ -74,12 +74,13 @@ def read_identity(file: Path) -> Identity:
         intact = False
     if not intact:
         raise UserError(f"{file} is damaged, or not of the folder it is in: copy the folder again, or train it again")
-    if content["format"] != FORMAT:
-        raise UserError(f"{file} is of version {content['format']}, this code makes {FORMAT}: train it again")
+    if content.get("format") != FORMAT:
+        raise UserError(f"{file} is of version {content.get('format')}, this code makes {FORMAT}: train it again")
     check_origin(content, file)
     for each in identity.chain():
-        if not re.fullmatch(r"\w+", each.content["stage"]["name"]):
-            raise UserError(f"{file}: {each.content['stage']['name']} is no stage's name, it would leave the store")
+        name = each.content["stage"]["name"]
+        if not isinstance(name, str) or not re.fullmatch(r"\w+", name):
+            raise UserError(f"{file}: {name} is no stage's name, it would leave the store")
     return identity
 
 

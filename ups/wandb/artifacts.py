@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ups.errors import first_line
 from ups.wandb.account import project_path
 
 TYPE = "model"
@@ -119,6 +120,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
         exit_code = 0
     except Exception as error:  # the client's errors have no common class
-        print((str(error).splitlines() or [type(error).__name__])[0], file=sys.stderr, flush=True)
+        print(first_line(error), file=sys.stderr, flush=True)
     finally:
         os._exit(exit_code)  # not through the client's own end, which would wait for the server
