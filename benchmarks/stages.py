@@ -183,6 +183,7 @@ def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
     name = f"scores{SCORES}-{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
     kept = Path("cache") / "stages" / name
     if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, nulled(fresh_scores(row, run["stage"], window)))
     return with_nan(read_json(kept)) | {"seconds": run["seconds"]}
 

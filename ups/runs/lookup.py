@@ -72,8 +72,9 @@ def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime
     """Download, check, and rename into the store; False, with a warning, if it is not what its name says."""
     entry.root.mkdir(parents=True, exist_ok=True)
     for old in entry.root.glob(f"{DOWNLOAD}*"):
-        if time.time() - old.stat().st_mtime > LONGEST_DOWNLOAD:  # whose process was killed
-            rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):  # it is another run's, which has just finished
+            if time.time() - old.stat().st_mtime > LONGEST_DOWNLOAD:  # its process was killed
+                rmtree(old)
     with TemporaryDirectory(dir=entry.root, prefix=DOWNLOAD) as folder:
         foreign = Entry(Path(folder), entry.identity)
         foreign.path.mkdir()
