@@ -127,14 +127,15 @@ def main() -> None:
         for names in PHASES:
             jobs = [(seed, name) for name in names for seed in range(asked.seeds)]
             list(pool.map(lambda job: train_one(*job), jobs))
-        scored = list(pool.map(lambda run: [scores_of(row, run[row.training], window) for row in ROWS], runs))
+        jobs = [(row, run[row.training]) for run in runs for row in ROWS]
+        scores = list(pool.map(lambda job: scores_of(*job, window), jobs))
 
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
     report |= {"commit": git_commit(), "members": MEMBERS, "members_of_mean": ALL_MEMBERS}
     report["persistence"] = plain_scores(window)
     report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
     report["rows"] = {
-        row.title: summary([scores[k] for scores in scored])
+        row.title: summary(scores[k :: len(ROWS)])
         | {"milliseconds": milliseconds_of(row, runs[0][row.training], window)}
         for k, row in enumerate(ROWS)
     }
