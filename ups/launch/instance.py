@@ -30,10 +30,10 @@ def main(folder: Path, overrides: list[str]) -> int:
         return code
     if wanted == "insist":
         write(unsaved, code)
+    failed = code not in (0, OUT_OF_TIME)
     pause = 2 * float(os.environ.get("UPS_PAUSE", 4))
     proof = 1
     while not proven(folder, proof * SECONDS_TO_PROVE):
-        failed = code not in (0, OUT_OF_TIME)
         if (failed or wanted == "try") and proof == PROOFS:  # a failure's state is not worth the rest of the rental
             say("what there is of the training was not saved")
             break
