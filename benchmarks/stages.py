@@ -80,14 +80,20 @@ TRAININGS = {
     "deterministic": Recipe("deterministic_corrector", 1 / 4, "diffusion_residual", ("operator",)),
     "unrolled": Recipe("unrolled_operator", 1 / 4, "consistency_distill", ("operator",)),
     "diffusion": Recipe("diffusion_residual", 1 / 20, "diffusion_residual", ("operator",)),
+    "noiseless": Recipe("student_without_noise", 1 / 5, "consistency_distill", ("operator", "diffusion")),
     "student": Recipe("consistency_distill", 1 / 5, "consistency_distill", ("operator", "diffusion")),
 }
-PHASES = [["longer", "operator"], ["deterministic", "unrolled", "diffusion"], ["student"]]  # the longest first
+PHASES = [  # the longest first
+    ["longer", "operator"],
+    ["deterministic", "unrolled", "diffusion"],
+    ["student", "noiseless"],
+]
 ROWS = [
     Row("operator (stage 1)", "operator"),
     Row(LONGER, "longer"),
     Row(DETERMINISTIC, "deterministic"),
     Row("operator fine-tuned on rollouts, full time", "unrolled"),
+    Row("student without noise, full time", "noiseless"),
     Row("diffusion (stage 2)", "diffusion"),
     Row("diffusion, 2 evaluations", "diffusion", 2),
     Row("diffusion, 1 evaluation", "diffusion", 1),
@@ -280,7 +286,9 @@ def picture(report: dict) -> Figure:
     """CRPS over the time of a step; spread over skill in time."""
     figure = Figure(figsize=(11, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = ("#222222", "#777777", "#2e7d32", "#c28f00", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80")
+    colours = (
+        "#222222", "#777777", "#2e7d32", "#c28f00", "#8e44ad", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80",
+    )  # fmt: skip
     for (title, row), colour in zip(report["rows"].items(), colours, strict=True):
         left.loglog(row["milliseconds"], row["crps"], "o", color=colour, label=title)
         if "spread_skill_per_frame" in row:
