@@ -1,17 +1,20 @@
 """Bad input gives one line that names the key and what would be valid, exit 1, and no traceback."""
 
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, clean_environment, train_config
 
-from ups.config import RULES, build, check, composed
+from ups.config import RULES, build, check, composed, window_keys
 from ups.errors import UserError
 from ups.training.identity import canonical, identity_of
 from ups.training.obtain import try_out
+from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
 
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
@@ -138,6 +141,8 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["+model.foo=1", "logger=none", "experiment=smoke"], "got an unexpected keyword argument 'foo'"),
         (["+callbacks.progress.foo=1", "logger=none"], "callbacks.progress: got an unexpected keyword argument 'foo'"),
         (["model._target_=nowhere.Net", "logger=none"], "model._target_=nowhere.Net: there is no such class"),
+        (["stage=diffusion_residual", "model@stage.network=solver_in_the_loop", "logger=none"],
+         "stage.network: solver_in_the_loop is an operator, not a corrector's network: choose dilresnet_small"),
         (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
         (["stage=[0]"], "a group takes the name of an option, no number"),
@@ -174,6 +179,33 @@ def test_answers_at_once_without_torch(arguments, tmp_path):
     assert "operator" in answer.stdout
     assert "torch" not in answer.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # 0.5 s if nothing else runs
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_seen_enough_of_the_help_gets_no_traceback(tmp_path):
+    """As of `python train.py --help | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--help"], cwd=tmp_path, env=clean_environment(tmp_path),
+        stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    os.close(writing)
+    assert (answer.returncode, answer.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_the_keys_of_the_window_are_those_that_set_it():
+    assert window_keys(train_config()) == ("dataset.initial_frame", "dataset.rollout_steps")
+    own = composed("evaluate", ["checkpoint=any", "rollout_steps=5"])
+    assert window_keys(own) == ("dataset.initial_frame", "rollout_steps")
+
+
+def test_a_batch_that_cannot_be_split_is_named_by_its_place_in_the_chain():
+    chain = identity_of(train_config("stage=consistency_distill", "stage.requires.batch_size=15")).chain()
+    check_batch_sizes(chain, 2, found=[chain[1]])
+    for found in ([], [chain[2]]):
+        with pytest.raises(UserError, match=r"^stage\.requires\.batch_size=15: 2 processes"):
+            check_batch_sizes(chain, 2, found)
 
 
 def test_identity_is_what_determines_the_weights():

@@ -182,3 +182,5 @@ def test_members_have_their_own_noise_and_can_be_repeated():
 def test_a_window_beyond_the_data_is_refused():
     with pytest.raises(UserError, match="rollout_steps=9 from initial_frame=1"):
         window().window(1, 9)
+    with pytest.raises(UserError, match=r"^dataset\.rollout_steps=9 from dataset\.initial_frame=1"):
+        window().window(1, 9, ("dataset.initial_frame", "dataset.rollout_steps"))

@@ -199,7 +199,7 @@ def test_a_lost_trajectory_costs_the_others_nothing(solver):
 
 
 def test_a_step_is_no_network_of_a_corrector():
-    with pytest.raises(UserError, match="choose dilresnet"):
+    with pytest.raises(ValueError, match="choose dilresnet_small"):
         SOLVER_IN_THE_LOOP(solver="cole_hopf", in_channels=4)
 
 

@@ -148,6 +148,13 @@ def test_an_unclear_answer_without_an_instance(answer, server, ledger):
     assert len(server.sent(CREATE)) == 2 and len(server.rows) == 1
 
 
+def test_two_unclear_answers_promise_nothing(server, ledger):
+    server.faults.append(Fault(CREATE, (500, {}), times=2))
+    with pytest.raises(UserError, match=r"unclear answer \(500.*, and no instance has the label; .*vast.action=reap"):
+        rent_one(ledger)
+    assert len(server.sent(CREATE)) == 2 and not server.rows
+
+
 def test_create_success_false(server, ledger):
     server.faults.append(Fault(CREATE, (200, {"success": False, "error": "refused"})))
     assert rent_one(ledger).offer_id == 1001
@@ -157,7 +164,7 @@ def test_create_success_false(server, ledger):
 
 def test_a_refusal_that_is_not_the_offers_fault_is_told(server, ledger):
     server.faults.append(Fault(CREATE, (400, {"success": False, "error": "insufficient_credit"}), times=99))
-    with pytest.raises(UserError, match=r"Vast refuses each offer, .* insufficient_credit"):
+    with pytest.raises(UserError, match=r"Vast gives none of its offers: insufficient_credit"):
         rent_one(ledger)
     assert len(server.sent(CREATE)) == 2 and not server.rows
 

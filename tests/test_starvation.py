@@ -283,13 +283,21 @@ def test_a_clock_that_jumps_changes_nothing(command, tmp_path, whole):
     (tmp_path / "sitecustomize.py").write_text(textwrap.dedent("""
         import itertools, sys, time
         now, jumps = time.time, itertools.cycle((-3600, 86400))
-        time.time = lambda: now() + (next(jumps) if "ups.training.loop" in sys.modules else 0)
+
+        def jumping():
+            if "ups.training.loop" not in sys.modules:
+                return now()
+            open("jumped", "a").close()
+            return now() + next(jumps)
+
+        time.time = jumping
     """))
     answer = command("train.py", *TRAIN, "hydra.run.dir=run", PYTHONPATH=str(tmp_path))
     assert answer.returncode == 0, answer.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
     stage = json.loads((tmp_path / result["checkpoint"] / "result.json").read_text())
     assert all(0 <= value < 100 for value in (result["seconds"], *stage["seconds"].values()))
+    assert (tmp_path / "jumped").exists()
     assert same_weights(result, whole, tmp_path / "store")
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config import composed, is_of_a_group, one_line
-from ups.console import errors
+from ups.console import errors, unheard
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import told
 from ups.machine import processes, rank
@@ -46,6 +47,11 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
     except (HydraException, OmegaConfBaseException) as error:
         _leave_it_to_the_first()
         _fail(one_line(error, _known_keys(config_name)))
+    except BrokenPipeError as error:
+        if Path(traceback.extract_tb(error.__traceback__)[-1].filename).name != "hydra.py":
+            raise
+        unheard(sys.stdout.fileno())  # it printed its help or the config, and `| head` has seen enough
+        sys.exit(128 + signal.SIGPIPE)
     except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's own files, or modules
         key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
         if not (message := told(error, {key: Path("/")})):

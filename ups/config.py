@@ -228,10 +228,7 @@ def _check_pairs(cfg: DictConfig) -> None:
     if dataset.get("nu_range") is not None and dataset.nu_range[0] >= dataset.nu_range[1]:
         low, high = dataset.nu_range
         raise UserError(f"dataset.nu_range=[{low},{high}]: must rise, or be null for the values of dataset.nu alone")
-    # evaluate.py has its own beside the dataset's
-    first_key, steps_key = (
-        name if cfg.get(name) is not None else f"dataset.{name}" for name in ("initial_frame", "rollout_steps")
-    )
+    first_key, steps_key = window_keys(cfg)
     first, steps = OmegaConf.select(cfg, first_key), OmegaConf.select(cfg, steps_key)
     most = dataset.frames - 1 - first
     since = f"since dataset.frames={dataset.frames}"
@@ -239,6 +236,14 @@ def _check_pairs(cfg: DictConfig) -> None:
         raise UserError(f"{first_key}={first}: must be at most {dataset.frames - 2}, {since}")
     if steps > most:
         raise UserError(f"{steps_key}={steps}: from {first_key}={first} it must be at most {most}, {since}")
+
+
+def window_keys(cfg: DictConfig) -> tuple[str, str]:
+    """Of the given frame and the steps to predict: the dataset's, or evaluate.py's own."""
+    first, steps = (
+        name if cfg.get(name) is not None else f"dataset.{name}" for name in ("initial_frame", "rollout_steps")
+    )
+    return first, steps
 
 
 def _leaves(node: Any, key: str = ""):

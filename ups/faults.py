@@ -32,7 +32,7 @@ MEMORY_SIGNS = (  # in PyTorch's errors, most of which are plain `RuntimeError`s
 def told(error: BaseException, folders: Mapping[str, Path]) -> str | None:
     """The line about a fault of the machine; None for anything else. `folders`: by the key that sets each."""
     if is_out_of_memory(error):
-        return "out of memory: lower stage.batch_size or model.width, and start again; what was saved is kept"
+        return "out of memory: lower what the config asks for, and start again; what was saved is kept"
     for each in _with_causes(error):
         number = _number(each)
         if number in OWN_LIMITS:

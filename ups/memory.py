@@ -74,8 +74,9 @@ class Memory:
                     f"{line}. {lever.key}={lever.value} is too much: try {lever.key}={value}, "
                     f"about {_size(self.before[device] + need)} in all"
                 )
-        tried = " or ".join(f"{lever.key}={lever.value}" for lever in levers) or "what the group model says"
-        return f"{line}. Less of {tried} alone does not help: it takes a smaller model, or more memory"
+        tried = " or ".join(f"{lever.key}={lever.value}" for lever in levers)
+        remedy = "a smaller model, or more memory"
+        return f"{line}. Less of {tried} alone does not help: it takes {remedy}" if tried else f"{line}: use {remedy}"
 
 
 def asked_by(error: BaseException) -> int:

@@ -34,15 +34,18 @@ class Trajectories:
     def to(self, device: torch.device) -> "Trajectories":
         return Trajectories(self.u.to(device), self.nu.to(device), self.time_step)
 
-    def window(self, initial_frame: int, steps: int) -> "Trajectories":
-        """The frames initial_frame .. initial_frame + steps."""
+    def window(
+        self, initial_frame: int, steps: int, keys: tuple[str, str] = ("initial_frame", "rollout_steps")
+    ) -> "Trajectories":
+        """The frames initial_frame .. initial_frame + steps; `keys` of the config are named if there are fewer."""
+        first_key, steps_key = keys
         last = initial_frame + steps
         most = self.u.shape[1] - 1 - initial_frame
         if most < 1:
-            raise UserError(f"initial_frame={initial_frame}: no frame is left to predict of {self.u.shape[1]}")
+            raise UserError(f"{first_key}={initial_frame}: no frame is left to predict of {self.u.shape[1]}")
         if steps > most:
             raise UserError(
-                f"rollout_steps={steps} from initial_frame={initial_frame} needs {last + 1} frames "
+                f"{steps_key}={steps} from {first_key}={initial_frame} needs {last + 1} frames "
                 f"and the data has {self.u.shape[1]}: choose at most {most} steps"
             )
         return Trajectories(self.u[:, initial_frame : last + 1], self.nu, self.time_step)

@@ -15,6 +15,7 @@ from ups.signals import undisturbed
 
 LOOKS = 5  # at the list, with growing spaces, for an instance that an unclear answer may have created
 SAME_REFUSALS, MAX_REFUSALS = 2, 10
+UNSEEN = "no instance has the label; should one appear, vast.action=reap ends it"
 DEAD = ("exited", "offline", "unknown")  # states that never become "running"
 
 
@@ -81,7 +82,7 @@ def refuse_more_tries(tried: list[Rental], settings: DictConfig) -> None:
             f"no machine came up in vast.max_tries={settings.max_tries}, and nothing is left rented: {reasons}"
         )
     if refusals and refusals.count(refusals[-1]) >= SAME_REFUSALS and "no_such_ask" not in refusals[-1]:
-        raise UserError(f"Vast refuses each offer, and nothing is left rented: {refusals[-1]}")
+        raise UserError(f"Vast gives none of its offers: {refusals[-1]}")
     if len(refusals) >= MAX_REFUSALS:
         raise UserError(f"{len(refusals)} offers were gone when asked for, and nothing is left rented: try again")
 
@@ -108,7 +109,7 @@ def create(vast: Vast, job: Job, settings: DictConfig, ledger: Ledger, rental: R
         console.print(f"unclear answer to the request for offer {rental.offer_id} ({error}): looking for its label")
         rental.instance_id = find(vast, rental.label)
         if rental.instance_id is None:
-            raise NotRented(f"unclear answer ({error}), and no instance has the label") from error
+            raise NotRented(f"unclear answer ({error}), and {UNSEEN}") from error
     rental.state = State.LOADING
     ledger.save(rental)
 
@@ -144,18 +145,20 @@ def wait_until_running(vast: Vast, settings: DictConfig, rental: Rental) -> None
 
 def clean_up(vast: Vast, ledger: Ledger, rental: Rental) -> None:
     """Destroy what was rented, also what no answer has told of, and read back. Says what it came to; never raises."""
+    ended = "nothing is left rented"
     try:
         if rental.instance_id is None:
             rental.instance_id = find(vast, rental.label)
         if rental.instance_id is None:
             ledger.end(rental, State.NOT_RENTED, "stopped before there was an instance")
+            ended = UNSEEN
         elif vast.destroy(rental.instance_id):
             ledger.end(rental, State.DESTROYED)
         else:
             ledger.save(rental)
     except Exception as error:  # whatever it is, the bill comes first
         console.print(f"{type(error).__name__}: {first_line(error)}")
-    console.print(still_billed(rental) if rental.is_open else "nothing is left rented")
+    console.print(still_billed(rental) if rental.is_open else ended)
 
 
 def still_billed(rental: Rental) -> str:

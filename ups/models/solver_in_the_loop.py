@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ups.data.solver import finite_volume
-from ups.errors import UserError
 from ups.models.conservative_step import ConservativeStep, backward_difference
 from ups.models.dilresnet import DilatedResNet
 
@@ -27,9 +26,7 @@ class SolverInTheLoop(ConservativeStep):
         kernel: int, dilations: list[int],
     ):  # fmt: skip
         if (in_channels, out_channels) != (1, 1):
-            raise UserError(
-                "model=solver_in_the_loop is an operator as a whole, no network of a corrector: choose dilresnet there"
-            )
+            raise ValueError("solver_in_the_loop is an operator, not a corrector's network: choose dilresnet_small")
         super().__init__(DilatedResNet(2, 1, condition, width, kernel, dilations))
         self.solve, self.solver_gradient = SOLVERS[solver], solver_gradient
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor
 
-from ups.config import build, check, plain
+from ups.config import build, check, plain, window_keys
 from ups.console import screen
 from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
@@ -115,7 +115,8 @@ def scored_window(cfg: DictConfig, chosen: dict, runtime: Runtime) -> Trajectori
     dataset = build(OmegaConf.create(chosen), "dataset")
     initial_frame = dataset.initial_frame if cfg.initial_frame is None else cfg.initial_frame
     rollout_steps = dataset.rollout_steps if cfg.rollout_steps is None else cfg.rollout_steps
-    return dataset.load_test(Path(cfg.cache), runtime.device).window(initial_frame, rollout_steps).to(runtime.device)
+    test = dataset.load_test(Path(cfg.cache), runtime.device)
+    return test.window(initial_frame, rollout_steps, window_keys(cfg)).to(runtime.device)
 
 
 def members_of(stage: Stage, wanted: int | None) -> int:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ups.callbacks.callback import Callback
-from ups.config import build, check, plain
+from ups.config import build, check, plain, window_keys
 from ups.console import console
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted
@@ -71,7 +71,7 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     def data() -> Splits:
         with first_ahead():
             splits = dataset.load(Path(cfg.cache), runtime.device)
-        protocol = (dataset.initial_frame, dataset.rollout_steps)
+        protocol = (dataset.initial_frame, dataset.rollout_steps, window_keys(cfg))
         train = Lever("dataset.train", cfg.dataset.train or len(splits.train))
         with Memory("the data", lambda: [train], runtime.device):
             return Splits(

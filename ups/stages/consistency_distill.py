@@ -1,4 +1,5 @@
-"""Stage 3: a student of the diffusion that needs one or two evaluations and is trained on the CRPS of its own rollouts.
+"""Stage 3: a student of the diffusion that needs one or two evaluations of its flow and is trained on the CRPS of its
+own rollouts.
 
 The student maps any point of the teacher's path to the path's end (Song et al., arXiv 2303.01469): one part of its loss
 compares its answers at two neighbouring points of one path. At the path's end its answer is the point itself, by

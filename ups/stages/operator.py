@@ -16,6 +16,8 @@ from ups.stages.stage import Stage, relative_l2
 class Operator(Stage):
     """Arguments: see conf/stage/operator.yaml. `model` builds a network from its channels and conditions."""
 
+    steadied_by = "operator.input_noise=[1e-4,1e-2]"
+
     def __init__(self, model, requires: None, unroll: int, round_trip: float, input_noise: list[float]):
         built = model(in_channels=1, out_channels=1, condition=CONDITIONS)
         self.network: Step = built if isinstance(built, Step) else ConservativeStep(built)

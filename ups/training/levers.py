@@ -16,8 +16,10 @@ def of_network(identity: Identity, key: str) -> list[Lever]:
     return [Lever(f"{place}.width", node["width"], power=2)] if "width" in node else []
 
 
-def building(identity: Identity, key: str, device: torch.device) -> Memory:
-    return Memory(f"building the network of {identity.stage}", lambda: of_network(identity, key), device)
+def building(identity: Identity, key: str | None, device: torch.device) -> Memory:
+    """`key` is None where a finished training is loaded: nothing of it can be lowered any more."""
+    levers = lambda: of_network(identity, key) if key else []
+    return Memory(f"building the network of {identity.stage}", levers, device)
 
 
 def stepping(identity: Identity, key: str, device: torch.device) -> Memory:

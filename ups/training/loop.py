@@ -202,9 +202,9 @@ def keep_if_best(training: Training, scores: dict[str, float]) -> None:
 def load_best(training: Training) -> None:
     """Into the averaged network, which the stage then has: all its scores are of a network that is not compiled."""
     if not training.best:
+        other = f", or set {training.stage.steadied_by}" if training.stage.steadied_by else ""
         raise UserError(
-            f"{training.settings.name}: every validation rollout diverged; raise {training.settings.key}.steps, or set "
-            f"operator.input_noise=[1e-4,1e-2]"
+            f"{training.settings.name}: every validation rollout diverged; raise {training.settings.key}.steps{other}"
         )
     training.average.network.load_state_dict(training.best_weights)
     training.stage.network = training.average.network

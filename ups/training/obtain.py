@@ -106,8 +106,8 @@ def load_chain(identity: Identity, store: Path, runtime: Runtime) -> Obtained:
     return obtained
 
 
-def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, key: str = "stage") -> Stage:
-    """Untrained, with initial weights that are a function of the seed. `key` is its place in the config.
+def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, key: str | None = None) -> Stage:
+    """Untrained, with initial weights that are a function of the seed. `key` is its place in the config of a training.
 
     Raises a `UserError` for an argument that the stage or its network refuses, and where memory does not suffice.
     """
@@ -115,12 +115,12 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, ke
     node = {name: value for name, value in content["stage"].items() if name not in (*LOOP_KEYS, "requires")}
     arguments = {"requires": required}
     if "network" in node:
-        arguments["network"] = build(OmegaConf.create(node.pop("network")), f"{key}.network", partial=True)
+        arguments["network"] = build(OmegaConf.create(node.pop("network")), f"{key or 'stage'}.network", partial=True)
     elif required is None:
         arguments["model"] = build(OmegaConf.create(content["model"]), "model", partial=True)
     torch.manual_seed(content["seed"])
     with building(identity, key, runtime.device):
-        stage = build(OmegaConf.create(node), key, **arguments)
+        stage = build(OmegaConf.create(node), key or "stage", **arguments)
         stage.network.to(runtime.device)
     return stage
 

@@ -1,5 +1,6 @@
 """What a run will find and what it will train, decided and printed before any work."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +46,16 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
             f"require=found, and {lacking[0].path} is not trained: train it with "
             f"stage={lacking[0].identity.stage}, or set require=train"
         )
-    check_batch_sizes([planned.entry.identity for planned in plan if planned.action != "found"], processes())
+    found = [planned.entry.identity for planned in plan if planned.action == "found"]
+    check_batch_sizes(identity.chain(), processes(), found)
     return plan
 
 
-def check_batch_sizes(chain: list[Identity], count: int) -> None:
+def check_batch_sizes(chain: list[Identity], count: int, found: Collection[Identity] = ()) -> None:
     """Before any work: what is to be trained, the last stage last, has batches of `count` equal parts."""
     for depth, identity in enumerate(reversed(chain)):
         size = identity.content["stage"]["batch_size"]
-        if size % count:
+        if size % count and identity not in found:
             below = size // count * count
             raise UserError(
                 f"stage.{'requires.' * depth}batch_size={size}: {count} processes need equal parts of a batch; choose "
