@@ -3,7 +3,7 @@
 Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's.
 
     python benchmarks/stages.py --minutes 10 --seeds 3
-    python benchmarks/stages.py --minutes 2 --seeds 3 --points 64
+    python benchmarks/stages.py --minutes 6 --seeds 3 --points 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; short trials before them determine how
 many steps fit into the time. The second command is a harder setting: four times fewer points, so that much of the next
@@ -294,6 +294,9 @@ def picture(report: dict) -> Figure:
         if "spread_skill_per_frame" in row:
             calibration = row["spread_skill_per_frame"]
             right.plot(range(1, len(calibration) + 1), calibration, color=colour, label=title)
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter("{x:.2g}")
+        axis.set_minor_formatter("{x:.2g}")
     left.set(xlabel="inference time [ms] per step and trajectory", ylabel="CRPS", title="accuracy and cost")
     right.axhline(1, color="#222222", linestyle="--", linewidth=1)
     right.set(xlabel="steps since the given frame", ylabel="spread / skill", title="calibration")
