@@ -81,9 +81,9 @@ GENERATE = f"""
 """
 
 
-def generate(tmp_path: Path, cache: str) -> subprocess.Popen:
+def generate(tmp_path: Path, cache: str, code: str = GENERATE) -> subprocess.Popen:
     script = tmp_path / "generate.py"
-    script.write_text(textwrap.dedent(GENERATE))
+    script.write_text(textwrap.dedent(code))
     return subprocess.Popen([sys.executable, str(script), cache], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
 
@@ -117,6 +117,14 @@ def test_a_second_generator_takes_over_from_one_that_is_killed(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(Path(f"/proc/{pid}/exe").exists() for pid in workers)
+
+
+@pytest.mark.slow
+def test_a_script_that_lacks_its_guard_is_told_so(tmp_path):
+    """The generator's processes import it again, and would each wait for the lock of the one that started them."""
+    run = generate(tmp_path, "cache", GENERATE.replace('if __name__ == "__main__":', "if True:"))
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 1 and "if __name__ == '__main__':" in error
 
 
 @pytest.mark.slow

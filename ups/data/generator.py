@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import TimeoutError, active_children, get_context, resource_tracker
+from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,9 @@ class Burgers:
         file = cache / "burgers" / f"{split}-nu{named(nu)}-{digest}.safetensors"
         tensors = stored(file, key)
         if tensors is None:
+            # Python's error for a script without `if __name__ == "__main__"`, early: the processes below, which import
+            # it again, would wait for the lock of the one that starts them.
+            get_preparation_data("any")
             with locked(file):
                 tensors = stored(file, key, damaged=set_aside)
                 if tensors is None:  # nor by the run that this one waited for
