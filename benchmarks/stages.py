@@ -1,6 +1,7 @@
 """What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
-Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's.
+Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's. One of the controls is
+stage 3 without its noise: what its loss alone is worth.
 
     python benchmarks/stages.py --minutes 10 --seeds 3
     python benchmarks/stages.py --minutes 6 --seeds 3 --points 64

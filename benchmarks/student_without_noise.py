@@ -22,7 +22,7 @@ class StudentWithoutNoise(ConsistencyDistill):
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self.members = 1
+        self.members = 1  # fewer than a student may have: there is no spread to learn
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self._rollout_crps(batch), {}

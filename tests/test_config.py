@@ -196,8 +196,9 @@ def test_a_reader_that_has_seen_enough_of_the_help_gets_no_traceback(tmp_path):
 
 def test_the_keys_of_the_window_are_those_that_set_it():
     assert window_keys(train_config()) == ("dataset.initial_frame", "dataset.rollout_steps")
-    own = composed("evaluate", ["checkpoint=any", "rollout_steps=5"])
-    assert window_keys(own) == ("dataset.initial_frame", "rollout_steps")
+    own = ["checkpoint=any", "rollout_steps=5"]
+    assert window_keys(composed("evaluate", own)) == ("initial_frame", "rollout_steps")
+    assert window_keys(composed("evaluate", [*own, "dataset=burgers"])) == ("dataset.initial_frame", "rollout_steps")
 
 
 def test_a_batch_that_cannot_be_split_is_named_by_its_place_in_the_chain():

@@ -239,10 +239,9 @@ def _check_pairs(cfg: DictConfig) -> None:
 
 
 def window_keys(cfg: DictConfig) -> tuple[str, str]:
-    """Of the given frame and the steps to predict: the dataset's, or evaluate.py's own."""
-    first, steps = (
-        name if cfg.get(name) is not None else f"dataset.{name}" for name in ("initial_frame", "rollout_steps")
-    )
+    """Of the given frame and the steps to predict: the dataset's, or evaluate.py's own, which go before them."""
+    own = lambda name: cfg.get(name) is not None or "dataset" not in cfg  # then it is the checkpoint's
+    first, steps = (name if own(name) else f"dataset.{name}" for name in ("initial_frame", "rollout_steps"))
     return first, steps
 
 
