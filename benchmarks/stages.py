@@ -1,7 +1,8 @@
 """What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
-Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's. One of the controls is
-stage 3 without its noise: what its loss alone is worth.
+Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's. Two of the controls say
+where a gain comes from: stage 3 without its noise, what its loss alone is worth; the longer trained operator with
+validation errors drawn at random around it, what any spread of about the right size is worth.
 
     python benchmarks/stages.py --minutes 10 --seeds 3
     python benchmarks/stages.py --minutes 6 --seeds 3 --points 64
@@ -28,6 +29,7 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from benchmarks.error_dressing import dressed
 from benchmarks.trainings import (
     SEARCH_PATH,
     checked,
@@ -43,7 +45,7 @@ from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio
 from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
-from ups.evaluation.rollout import ensemble, one_step, persistence
+from ups.evaluation.rollout import ensemble, one_step, persistence, rollout
 from ups.files import nulled, read_json, with_nan, write_json
 from ups.paths import ROOT
 from ups.provenance import git_commit
@@ -63,6 +65,7 @@ class Row:
     title: str
     training: str  # of TRAININGS
     evaluations: int | None = None
+    dressed: bool = False  # with the errors of its validation rollouts
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ PHASES = [  # the longest first
 ROWS = [
     Row("operator (stage 1)", "operator"),
     Row(LONGER, "longer"),
+    Row("the same, dressed with its errors", "longer", dressed=True),
     Row(DETERMINISTIC, "deterministic"),
     Row("operator fine-tuned on rollouts, full time", "unrolled"),
     Row("student without noise, full time", "noiseless"),
@@ -119,7 +123,8 @@ def main() -> None:
     shared = [SEARCH_PATH, f"dataset.points={asked.points}"]
     node = checked(shared).dataset
     dataset = build(node, "dataset")
-    dataset.load(Path("cache"), CPU)  # once, before the workers want it
+    splits = dataset.load(Path("cache"), CPU)  # here, before the workers want it
+    validation = splits.validation.window(dataset.initial_frame, dataset.rollout_steps)
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
     window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
 
@@ -135,7 +140,7 @@ def main() -> None:
             jobs = [(seed, name) for name in names for seed in range(asked.seeds)]
             list(pool.map(lambda job: train_one(*job), jobs))
         jobs = [(row, run[row.training]) for run in runs for row in ROWS]
-        scores = list(pool.map(lambda job: scores_of(*job, window), jobs))
+        scores = list(pool.map(lambda job: scores_of(*job, window, validation), jobs))
 
     report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
     report |= {"commit": git_commit(), "members": MEMBERS, "members_of_mean": ALL_MEMBERS}
@@ -143,7 +148,10 @@ def main() -> None:
     report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
     report["rows"] = {
         row.title: summary(scores[k :: len(ROWS)])
-        | {"milliseconds": milliseconds_of(row, runs[0][row.training], window)}
+        | {
+            "milliseconds": milliseconds_of(row, runs[0][row.training], window),
+            "rollouts": MEMBERS if runs[0][row.training]["stage"].stochastic else 1,
+        }
         for k, row in enumerate(ROWS)
     }
     for row in report["rows"].values():
@@ -151,6 +159,12 @@ def main() -> None:
             other = report["rows"][control]
             row[f"versus {control}"] = {
                 measure: paired_ratio(row[f"{measure}_per_trajectory"], other[f"{measure}_per_trajectory"])
+                for measure in ("nrmse", "crps")
+            } | {
+                f"{measure}_of_seeds": [
+                    mine / theirs
+                    for mine, theirs in zip(row[f"{measure}_of_seeds"], other[f"{measure}_of_seeds"], strict=True)
+                ]
                 for measure in ("nrmse", "crps")
             }
 
@@ -186,20 +200,24 @@ def trained_as(name: str, steps: dict[str, int], shared: list[str]) -> dict:
 # --- Scores ---
 
 
-def scores_of(row: Row, run: dict, window: Trajectories) -> dict:
+def scores_of(row: Row, run: dict, window: Trajectories, validation: Trajectories) -> dict:
     """Of one training; kept in the cache, since an ensemble of rollouts takes minutes."""
-    name = f"scores{SCORES}-{run['entry'].path.name}-{row.evaluations}-{len(window)}.json"
+    kind = "dressed" if row.dressed else row.evaluations
+    name = f"scores{SCORES}-{run['entry'].path.name}-{kind}-{len(window)}.json"
     kept = Path("cache") / "stages" / name
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, nulled(fresh_scores(row, run["stage"], window)))
+        write_json(kept, nulled(fresh_scores(row, run["stage"], window, validation)))
     return with_nan(read_json(kept)) | {"seconds": run["seconds"]}
 
 
-def fresh_scores(row: Row, stage: Stage, window: Trajectories) -> dict:
+def fresh_scores(row: Row, stage: Stage, window: Trajectories, validation: Trajectories) -> dict:
     stage = with_evaluations(stage, row.evaluations)
     truth = window.u[:, 1:]
     fields = ensemble(stage.step, window, ALL_MEMBERS if stage.stochastic else 1)
+    if row.dressed:
+        past = rollout(stage.step, validation)
+        fields = dressed(fields[0], past, validation.u[:, 1:], ALL_MEMBERS, generator_of(CPU, 0))
     few = fields[:MEMBERS]
     scores = field_metrics(fields.mean(0), truth) | ensemble_metrics(few, truth) | {
         "nrmse_one_member": rollout_nrmse(few[0], truth),
@@ -253,25 +271,25 @@ def summary(runs: list[dict]) -> dict:
 
 def table(report: dict) -> str:
     columns = [
-        "", "training [s]", "ms/step", "nRMSE [95 %]", "of each seed", "of one member", "CRPS",
-        "CRPS / full-time operator's [95 %]", "CRPS / full-time corrector's [95 %]",
-        "nRMSE / full-time operator's [95 %]", "high-wavenumber error", "spread/skill [95 %]", "coverage of 50 %, 90 %",
+        "", "training [s]", "ms/step of one member", "nRMSE [95 %]", "of one member", "CRPS",
+        "CRPS / full-time operator's [95 %]", "of each seed", "nRMSE / full-time operator's [95 %]", "of each seed",
+        "high-wavenumber error", "spread/skill [95 %]", "coverage of 50 %, 90 %",
     ]  # fmt: skip
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     known = {"nRMSE [95 %]": "nrmse", "CRPS": "crps"}
     persistence = {column: f"{report['persistence'][name]:.2e}" for column, name in known.items()}
     lines.append("| persistence | " + " | ".join(persistence.get(column, "") for column in columns[1:]) + " |")
     for title, row in report["rows"].items():
-        longer, corrector = row[f"versus {LONGER}"], row[f"versus {DETERMINISTIC}"]
-        stochastic = "spread_skill" in row
+        versus, stochastic = row[f"versus {LONGER}"], "spread_skill" in row
         cells = [title, f"{row['seconds']:.0f}", significant(row["milliseconds"])]
         cells.append(f"{row['nrmse']:.2e} [{row['nrmse_interval'][0]:.1e}, {row['nrmse_interval'][1]:.1e}]")
-        cells.append(" ".join(f"{value:.2e}" for value in row["nrmse_of_seeds"]))
         cells += [f"{row['nrmse_one_member']:.2e}" if stochastic else "", f"{row['crps']:.2e}"]
-        ratios = (longer["crps"], corrector["crps"], longer["nrmse"])
-        # A single trajectory that one of the two lost leaves no ratio.
-        for ratio, low, high in ratios:
-            cells.append(f"{ratio:.2f} [{low:.2f}, {high:.2f}]" if 0.01 < low <= high < 100 else "")
+        for measure in ("crps", "nrmse"):
+            ratio, low, high = versus[measure]
+            # A single trajectory that one of the two lost leaves no ratio.
+            finite = 0.01 < low <= high < 100
+            cells.append(f"{ratio:.2f} [{low:.2f}, {high:.2f}]" if finite else "")
+            cells.append(" ".join(f"{each:.2f}" for each in versus[f"{measure}_of_seeds"]) if finite else "")
         cells.append(f"{row['frmse_high']:.2e}")
         if stochastic:
             low, high = row["spread_skill_interval"]
@@ -288,17 +306,19 @@ def picture(report: dict) -> Figure:
     figure = Figure(figsize=(11, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     colours = (
-        "#222222", "#777777", "#2e7d32", "#c28f00", "#8e44ad", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b", "#e08a80",
+        "#222222", "#777777", "#d35fb7", "#2e7d32", "#c28f00", "#8e44ad", "#1668b5", "#4f9bd9", "#9cc7ea", "#c0392b",
+        "#e08a80",
     )  # fmt: skip
     for (title, row), colour in zip(report["rows"].items(), colours, strict=True):
-        left.loglog(row["milliseconds"], row["crps"], "o", color=colour, label=title)
+        left.loglog(row["milliseconds"] * row["rollouts"], row["crps"], "o", color=colour, label=title)
         if "spread_skill_per_frame" in row:
             calibration = row["spread_skill_per_frame"]
             right.plot(range(1, len(calibration) + 1), calibration, color=colour, label=title)
     for axis in (left.xaxis, left.yaxis):
         axis.set_major_formatter("{x:.2g}")
         axis.set_minor_formatter("{x:.2g}")
-    left.set(xlabel="inference time [ms] per step and trajectory", ylabel="CRPS", title="accuracy and cost")
+    left.set(xlabel=f"time [ms] per step, of all {MEMBERS} members where there are some", ylabel="CRPS")
+    left.set(title="accuracy and cost")
     right.axhline(1, color="#222222", linestyle="--", linewidth=1)
     right.set(xlabel="steps since the given frame", ylabel="spread / skill", title="calibration")
     for axis in (left, right):
