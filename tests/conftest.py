@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,26 @@ def clean_environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "VAST"))}
     fast = {"MPLCONFIGDIR": str(FONTS), "PYTHONDONTWRITEBYTECODE": "", "OMP_NUM_THREADS": "1"}
     return kept | {"HOME": str(home), "COLUMNS": "120"} | fast
+
+
+def wait_for_line(words: str, process: subprocess.Popen) -> None:
+    """Of its stderr. A process that has not said it in a minute is killed, so that nothing waits for ever."""
+    killer = threading.Timer(60, process.kill)
+    killer.start()
+    said = any(words in line for line in process.stderr)
+    killer.cancel()
+    assert said, f"it ended, or was killed, before it said {words!r}"
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """The processes in which a generator solves, once there are two."""
+    deadline = time.monotonic() + 60
+    while True:
+        children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "spawn_main"], capture_output=True, text=True)
+        if len(pids := children.stdout.split()) >= 2:
+            return [int(pid) for pid in pids]
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate(timeout=10)
+        time.sleep(0.05)
 
 
 def foreign(name: str) -> Path:

@@ -12,13 +12,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, clean_environment
+import torch
+from conftest import ROOT, SMALL, clean_environment, wait_for_line, workers_of
+from machines import wait_for
+from test_data import generator_settings
 
+from ups.data.generator import Burgers
 from ups.files import locked
+from ups.tensors import read_tensors
 
 
 @pytest.mark.slow
-def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
+def test_four_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
     """Each trains a diffusion of its own, of one operator."""
     shared = [override for override in SMALL if not override.startswith("stage.")]
     runs = [
@@ -29,15 +34,15 @@ def test_eight_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
              "dataset.rollout_steps=2"],
             cwd=tmp_path, env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True,
         )
-        for job in range(8)
+        for job in range(4)
     ]  # fmt: skip
     errors = [run.communicate(timeout=200)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0] * 8, errors
-    plans = [json.loads((tmp_path / f"run{job}" / "result.json").read_text())["plan"] for job in range(8)]
-    assert sorted(plan[0]["action"] for plan in plans) == ["found"] * 7 + ["trained"]
-    assert [plan[1]["action"] for plan in plans] == ["trained"] * 8
+    assert [run.returncode for run in runs] == [0] * 4, errors
+    plans = [json.loads((tmp_path / f"run{job}" / "result.json").read_text())["plan"] for job in range(4)]
+    assert sorted(plan[0]["action"] for plan in plans) == ["found"] * 3 + ["trained"]
+    assert [plan[1]["action"] for plan in plans] == ["trained"] * 4
     assert len(list((tmp_path / "store").glob("operator-*/"))) == 1
-    assert len(list((tmp_path / "store").glob("diffusion_residual-*/result.json"))) == 8
+    assert len(list((tmp_path / "store").glob("diffusion_residual-*/result.json"))) == 4
     assert not list((tmp_path / "store").rglob("*.partial"))
 
 
@@ -64,59 +69,59 @@ def test_the_lock_of_a_killed_process_is_free_and_its_partial_files_go(tmp_path)
     owner.join()
     started = time.monotonic()
     with locked(path):
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         assert {file.name for file in tmp_path.rglob("*.partial")} == {".other.4711.partial"}
 
 
+DATA = generator_settings(train=64, frames=3)  # two chunks of training data, one for each of two processes
 GENERATE = f"""
-    import sys, torch
+    import sys
     from pathlib import Path
-    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-    from test_data import generator_settings
+
+    import torch
     from ups.data.generator import Burgers
 
     if __name__ == "__main__":
-        settings = generator_settings(train=64, solver_points=512, frames=11)
-        print(float(Burgers(**settings).load(Path(sys.argv[1]), torch.device("cpu")).train.u.sum()))
+        Burgers(**{DATA}).load(Path(sys.argv[1]), torch.device("cpu"))
 """
 
 
 def generate(tmp_path: Path, cache: str, code: str = GENERATE) -> subprocess.Popen:
     script = tmp_path / "generate.py"
     script.write_text(textwrap.dedent(code))
-    return subprocess.Popen([sys.executable, str(script), cache], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
-
-
-def workers_of(run: subprocess.Popen) -> list[int]:
-    """The processes in which a generator solves, once there are two."""
-    while True:
-        children = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "spawn_main"], capture_output=True, text=True)
-        if len(pids := children.stdout.split()) >= 2 or run.poll() is not None:
-            return [int(pid) for pid in pids]
-        time.sleep(0.05)
+    return subprocess.Popen(
+        [sys.executable, str(script), cache], cwd=tmp_path, text=True, start_new_session=True,
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_second_generator_takes_over_from_one_that_is_killed(tmp_path):
+def test_a_second_generator_takes_over_from_one_that_is_killed(tmp_path, monkeypatch):
     """In the middle of its work, while the other waits; its processes end with it."""
     first = generate(tmp_path, "cache")
     workers = workers_of(first)
-    second = generate(tmp_path, "cache")
-    for line in second.stderr:
-        if "waiting for it" in line:
-            break
-    os.kill(first.pid, signal.SIGKILL)
-    output, error = second.communicate(timeout=60)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)  # so that it is in the middle until it is killed
+    try:
+        second = generate(tmp_path, "cache")
+        wait_for_line("waiting for it", second)
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+    error = second.communicate(timeout=60)[1]
     assert second.returncode == 0, error
-    assert first.wait() == -signal.SIGKILL and workers
-    assert float(output) == float(generate(tmp_path, "alone").communicate(timeout=60)[0])
-    assert len(list(tmp_path.glob("cache/burgers/*.safetensors"))) == 3
+    assert first.wait() == -signal.SIGKILL
+
+    monkeypatch.setattr("ups.data.generator.cores", lambda: 1)  # here and now, without processes
+    Burgers(**DATA).load(tmp_path / "alone", torch.device("cpu"))
+    digests = [
+        {file.name: read_tensors(file)[1]["sha256"] for file in tmp_path.glob(f"{cache}/burgers/*.safetensors")}
+        for cache in ("cache", "alone")
+    ]
+    assert len(digests[0]) == 3 and digests[0] == digests[1]
     assert not list(tmp_path.rglob("*.partial"))
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(Path(f"/proc/{pid}/exe").exists() for pid in workers)
+    wait_for(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers))
 
 
 @pytest.mark.slow
@@ -130,7 +135,7 @@ def test_a_script_that_lacks_its_guard_is_told_so(tmp_path):
 @pytest.mark.slow
 def test_a_generator_whose_worker_is_killed_says_so(tmp_path):
     """As the system does where memory runs out; the pool alone would wait for ever."""
-    run = generate(tmp_path, "cache")
+    run = generate(tmp_path, "cache", GENERATE.replace("'frames': 3", "'frames': 3000"))  # more than it can do before
     for pid in workers_of(run):
         os.kill(pid, signal.SIGKILL)
     error = run.communicate(timeout=60)[1]
