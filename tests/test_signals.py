@@ -9,17 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, clean_environment
+from conftest import ROOT, SMALL, clean_environment, workers_of
+from machines import steps_of, wait_for
 from terminal import READERS
 
 from ups.callbacks.callback import Callback
+from ups.signals import stopping
 from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
 LONG = ["logger=none", *SMALL, "budget.operator=40000", "stage.evaluations=1"]  # many minutes
 SOON = 30  # seconds; on an idle machine it takes one or two
-POINTS, LOCK = "outputs/*/*/metrics.csv", "own/burgers/train-*.lock"
+POINTS = "outputs/*/*/metrics.csv"
 
 
 class Training:
@@ -37,7 +39,7 @@ class Training:
         """Until there is such a file of at least `size` bytes."""
         deadline = time.monotonic() + 60
         while not any(path.stat().st_size >= size for path in self.folder.glob(pattern)):
-            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
+            assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate(timeout=10)
             time.sleep(0.02)
 
     def end(self) -> tuple[int, str, float]:
@@ -45,6 +47,11 @@ class Training:
         started = time.monotonic()
         error = self.process.communicate(timeout=90)[1]
         return self.process.returncode, error, time.monotonic() - started
+
+    def points(self) -> list[float]:
+        """The steps in the newest metrics.csv."""
+        with open(max(self.folder.glob(POINTS)), newline="") as file:
+            return steps_of(list(csv.DictReader(file)))
 
     def saved_step(self) -> int:
         (state,) = self.folder.glob("store/operator-*/state.safetensors")
@@ -69,13 +76,20 @@ def start(tmp_path, cache):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_while_data_is_generated(number, start, tmp_path):
     """The generator's own processes get it too."""
-    run = start("cache=own", "dataset.train=4000", "dataset.solver_points=1024")
-    run.wait_for(LOCK, 0)
-    time.sleep(2.5)
+    run = start("cache=own", "dataset.train=1000", "dataset.solver_points=1024")
+    workers_of(run.process)
     os.killpg(run.process.pid, number)
     code, error, seconds = run.end()
     assert code == 128 + number and seconds < SOON and "Traceback" not in error, error
     assert {path.suffix for path in tmp_path.glob("own/burgers/*")} == {".lock"}
+
+
+def test_under_nohup_a_closed_terminal_asks_for_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stopping() and signal.SIGTERM in stopping()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_at_once_and_what_was_saved_stands(start):
@@ -116,7 +130,7 @@ def test_a_closed_terminal_stops_and_saves(kind, start, tmp_path, cache):
     assert read_state(state).facts["step"] > 0
 
 
-def test_max_hours_stops_by_itself_as_a_signal_does_and_the_same_command_goes_on(start, tmp_path):
+def test_max_hours_stops_by_itself_as_a_signal_does_and_the_same_command_goes_on(start):
     run = start("runtime.max_hours=0.002")
     code, error, seconds = run.end()
     assert code == 143 and 7.2 < seconds < 7.2 + SOON, error
@@ -125,11 +139,11 @@ def test_max_hours_stops_by_itself_as_a_signal_does_and_the_same_command_goes_on
 
     first = run.saved_step()
     run = start("runtime.max_hours=0.002")
+    wait_for(lambda: max(run.points(), default=0) > first or run.process.poll() is not None)
+    run.process.send_signal(signal.SIGTERM)  # the timer needs no second proof
     code, error, _ = run.end()
     assert code == 143 and "resume  operator-" in error and run.saved_step() > first
-    # The points of both starts, each step once.
-    with open(max(tmp_path.glob(POINTS)), newline="") as file:
-        steps = [int(row["training/operator/step"]) for row in csv.DictReader(file)]
+    steps = run.points()  # of both starts, each step once
     assert steps == sorted(set(steps)) and steps[:2] == [1, 2] and steps[-1] > first
     assert set(steps) >= set(range(2, first, 2))
 
