@@ -34,6 +34,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores() + 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """The tests that share a training go to one worker: each of the others would train it too."""
+    for item in items:
+        for name in {"finished", "whole"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     """One cache of generated data for all tests, of all workers: one of them generates, the others wait."""
