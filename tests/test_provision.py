@@ -61,6 +61,7 @@ def test_the_cheapest_machine_is_rented_and_recorded(server, ledger):
     assert [each.state for each in ledger.rentals()] == [State.RUNNING]
     assert create.body["cancel_unavail"] is True and create.body["runtype"] == "ssh_direc ssh_proxy"
     assert create.body["onstart"] == JOB.script and create.body["disk"] == 20
+    assert create.body["image"] == settings().image
     environment = create.body["env"]
     assert environment["UPS_COMMIT"] == "0" * 40 and environment["WANDB_RUN_ID"] == rental.label
     assert float(environment["UPS_DEADLINE"]) == pytest.approx(rental.deadline, abs=1)
@@ -73,10 +74,16 @@ def test_filters_and_the_disk_reach_the_search(server, ledger):
                       offer(22, dph_total=0.01, gpu_ram=8000), offer(23, dph_total=0.01, disk_space=30.0),
                       offer(24, dph_total=0.01, duration=60.0), offer(25, dph_total=0.01, reliability=0.5),
                       offer(26, dph_total=0.01, cuda_max_good=11.0), offer(27, dph_total=0.01, verified=False),
-                      offer(28, dph_total=0.01, num_gpus=2)]  # fmt: skip
+                      offer(28, dph_total=0.01, num_gpus=2), offer(29, dph_total=0.01, external=True),
+                      offer(30, dph_total=0.01, rented=True)]  # fmt: skip
     assert rent_one(ledger, *wanted).offer_id == 1000
     (search,) = server.sent("POST /api/v0/bundles/")
     assert search.body["allocated_storage"] == 40 and search.body["type"] == "on-demand"
+
+
+def test_an_offer_that_is_dear_in_traffic_loses(server, ledger):
+    server.offers[0]["inet_down_cost"] = 0.02
+    assert rent_one(ledger).offer_id == 1001
 
 
 @pytest.mark.parametrize(
@@ -133,15 +140,17 @@ def test_offer_taken(server, ledger):
 
 
 @pytest.mark.parametrize(
-    "answer", [(500, {}), (504, "gateway"), "drop", "cut", (200, "no json"), (200, []), (200, {"success": True})]
-)
+    "answer",
+    [(500, {}), (504, "gateway"), "drop", "cut", (200, "no json"), (200, []), (200, {"success": True}),
+     (408, "a proxy's page"), (499, {}), (400, {"error": "timeout"})],
+)  # fmt: skip
 def test_an_unclear_answer_after_the_instance_was_created(answer, server, ledger):
     server.faults.append(Fault(CREATE, answer, after=True))
     rental = rent_one(ledger)
     assert only_instance(server)["id"] == rental.instance_id and len(server.sent(CREATE)) == 1
 
 
-@pytest.mark.parametrize("answer", [(500, {}), (504, "gateway"), "drop"])
+@pytest.mark.parametrize("answer", [(500, {}), (504, "gateway"), "drop", (408, "a proxy's page")])
 def test_an_unclear_answer_without_an_instance(answer, server, ledger):
     server.faults.append(Fault(CREATE, answer))
     assert rent_one(ledger).offer_id == 1001
@@ -218,9 +227,13 @@ def test_a_machine_that_never_leaves_loading(server, ledger):
     assert rental.machine_id == 101 and only_instance(server)["id"] == rental.instance_id
     failed, _ = ledger.rentals()
     assert failed.state == State.DESTROYED and "still loading" in failed.machine_failed
-    # A later run does not take it again.
+    # A later run does not take it again, until a week is over.
     server.offers[1]["rentable"] = True
     assert rent_one(ledger).machine_id != 100
+    failed.asked -= 8 * 86400
+    ledger.save(failed)
+    server.stays_loading.clear()
+    assert rent_one(ledger).machine_id == 100
 
 
 def test_a_machine_that_exits(server, ledger):
@@ -232,7 +245,7 @@ def test_a_machine_that_exits(server, ledger):
 
 def test_no_machine_comes_up(server, ledger):
     server.exits = set(range(100, 110))
-    with pytest.raises(UserError, match="max_tries=2, and nothing is left rented: 100 is exited; 101 is exited"):
+    with pytest.raises(UserError, match="max_tries=2, and none of them is left rented: 100 is exited; 101 is exited"):
         rent_one(ledger, "vast.max_tries=2")
     assert not server.rows
 

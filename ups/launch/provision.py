@@ -79,12 +79,12 @@ def refuse_more_tries(tried: list[Rental], settings: DictConfig) -> None:
     if len(failed) >= settings.max_tries:
         reasons = "; ".join(f"{rental.machine_id} {rental.machine_failed}" for rental in failed)
         raise UserError(
-            f"no machine came up in vast.max_tries={settings.max_tries}, and nothing is left rented: {reasons}"
+            f"no machine came up in vast.max_tries={settings.max_tries}, and none of them is left rented: {reasons}"
         )
     if refusals and refusals.count(refusals[-1]) >= SAME_REFUSALS and "no_such_ask" not in refusals[-1]:
         raise UserError(f"Vast gives none of its offers: {refusals[-1]}")
     if len(refusals) >= MAX_REFUSALS:
-        raise UserError(f"{len(refusals)} offers were gone when asked for, and nothing is left rented: try again")
+        raise UserError(f"{len(refusals)} offers were gone when asked for, and none of them is left rented: try again")
 
 
 def new_rental(offer: Offer, job: Job, folder: Path) -> Rental:
@@ -145,7 +145,7 @@ def wait_until_running(vast: Vast, settings: DictConfig, rental: Rental) -> None
 
 def clean_up(vast: Vast, ledger: Ledger, rental: Rental) -> None:
     """Destroy what was rented, also what no answer has told of, and read back. Says what it came to; never raises."""
-    ended = "nothing is left rented"
+    ended = "of this try nothing is left rented"
     try:
         if rental.instance_id is None:
             rental.instance_id = find(vast, rental.label)

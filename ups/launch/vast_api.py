@@ -59,7 +59,8 @@ class Vast:
                 answer = self.sdk.create_instance(offer_id, cancel_unavail=True, ssh=True, direct=True, **settings)
                 break
             except requests.HTTPError as error:
-                status, answer = error.response.status_code, _json(error.response)
+                status = error.response.status_code
+                answer = {"msg": f"{status}"} | _json(error.response)
                 if status == 429 and attempt < TRIES:  # refused before it was looked at
                     time.sleep(self.pause * 2 ** (attempt - 1))
                     continue
@@ -79,9 +80,9 @@ class Vast:
             if not self.destroy(instance_id):
                 raise Unclear(reason)
             raise NotRented(reason)
-        if answer.get("success") is True:
-            raise Unclear("no id in the answer")
-        raise NotRented(reason)
+        if answer.get("success") is False or answer.get("error") == "no_such_ask":
+            raise NotRented(reason)
+        raise Unclear(reason)  # also a page of what stands between, which may have passed the request on
 
     def show(self, instance_id: int) -> dict | None:
         """One instance, None if it does not exist; the row holds the environment's secrets."""
