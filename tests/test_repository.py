@@ -66,6 +66,15 @@ def untracked(clone):
     (clone / "conf" / "new.yaml").write_text("a: 1\n")
 
 
+def untracked_of_the_benchmarks(clone):
+    (clone / "benchmarks" / "conf").mkdir(parents=True)
+    (clone / "benchmarks" / "conf" / "new.yaml").write_text("a: 1\n")
+
+
+def index_damaged(clone):
+    (clone / ".git" / "index").write_text("x")
+
+
 def not_pushed(clone):
     git(clone, "commit", "-q", "--allow-empty", "-m", "second")
 
@@ -94,6 +103,8 @@ def gone(clone):
         (no_remote, "no remote: git remote add origin URL && git push -u origin main"),
         (changed, "not committed: train.py; .*git add -A && git commit && git push"),
         (untracked, r"not committed: conf/new\.yaml"),
+        (untracked_of_the_benchmarks, r"not committed: benchmarks/conf/new\.yaml"),
+        (index_damaged, "git status fails, .*: git -C .* status shows why"),
         (not_pushed, r"HEAD is \w{9}, origin's main is at \w{9}: git push origin main"),
         (branch_not_pushed, r"origin's idea does not exist: git push origin idea"),
         (behind, r"HEAD is \w{9}, origin's main is at \w{9}: git push origin main"),

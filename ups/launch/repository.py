@@ -10,7 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 from ups.errors import UserError
 
 TOKEN_HELPER = '!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
-MATTERS = re.compile(r'"?(ups/.*|conf/.*|train\.py|requirements\.txt)')  # an untracked file elsewhere is not missed
+# An untracked file elsewhere is not missed.
+MATTERS = re.compile(r'"?(ups/.*|(benchmarks/)?conf/.*|train\.py|requirements\.txt)')
 SECONDS = 30
 
 
@@ -60,8 +61,10 @@ def pushed_source(folder: Path, token: str | None, local: bool = False) -> Sourc
 
 
 def refuse_changes(folder: Path) -> None:
-    lines = (git(folder, "status", "--porcelain=v1", "--untracked-files=all", strip=False) or "").splitlines()
-    paths = [line[3:] for line in lines if not line.startswith("??") or MATTERS.fullmatch(line[3:])]
+    answer = git(folder, "status", "--porcelain=v1", "--untracked-files=all", strip=False)
+    if answer is None:
+        raise UserError(f"git status fails, so nobody knows what is not committed: git -C {folder} status shows why")
+    paths = [line[3:] for line in answer.splitlines() if not line.startswith("??") or MATTERS.fullmatch(line[3:])]
     if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         raise UserError(
