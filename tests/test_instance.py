@@ -21,7 +21,7 @@ from conftest import ROOT
 from git_repos import git, private_git
 
 from ups.errors import UserError
-from ups.launch.job import END_MARK, MAX_BYTES, SCRIPT, Job
+from ups.launch.job import END_MARK, GRACE, MAX_BYTES, SCRIPT, Job
 from ups.launch.ledger import new_label
 from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_environment
 from ups.launch.repository import Source
@@ -90,6 +90,8 @@ def commit(folder: Path) -> str:
 class Renter:
     """Rents machines that run the real script; `self.server` is the service."""
 
+    seconds_to_train = 0.0  # from the request, measured once: see `short`
+
     def __init__(self, server: VastServer, source: Source):
         self.server, self.source = server, source
 
@@ -107,11 +109,26 @@ class Renter:
             offer, image="i", disk=10, label=label, onstart_cmd=job.script, env=job.environment(label, deadline)
         )
 
+    @property
+    def short(self) -> float:
+        """Seconds of a rental that begins to train well before its deadline, by what the first took to begin."""
+        if not Renter.seconds_to_train:
+            began = time.time()
+            number = self.rent("hang")
+            self.says(number, "training, start 1")
+            Renter.seconds_to_train = time.time() - began
+            self.server.machine_of(number).kill()
+        return 4 + 3 * Renter.seconds_to_train
+
     def until(self, condition, seconds: float = 30) -> None:
         limit = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < limit, {number: self.log(number) for number in self.server.running}
-            time.sleep(0.05)
+            time.sleep(0.25)
+
+    def until_its_deadline(self, number: int) -> None:
+        deadline = float(dict(self.server.rows[number]["extra_env"])["UPS_DEADLINE"])
+        time.sleep(max(deadline + 0.5 - time.time(), 0))
 
     def gone(self, number: int, seconds: float = 30) -> str:
         """Waits for the end of the rental; -> the machine's output."""
@@ -163,6 +180,7 @@ def test_the_script_is_clean():
 def test_the_script_fits_with_a_kilobyte_of_overrides():
     job = Job(Source("", "", "", None), ("a" * 1000,), 1, True, "insist", "destroy", {}, {}, None)
     assert len(job.script.encode()) < MAX_BYTES and job.script.endswith(END_MARK)
+    assert f"+ {GRACE}))" in job.script
     for shell in ("bash", "dash"):
         assert subprocess.run([shell, "-n"], input=job.script, text=True).returncode == 0
     with pytest.raises(UserError, match="conf/experiment"):
@@ -190,10 +208,10 @@ def test_trains_proves_and_destroys_itself(renter):
 
 def test_waits_ten_seconds_for_the_logs(renter):
     number = renter.rent("mode", settings={"UPS_PAUSE": "4"})
-    renter.says(number, COMPLETE)
-    said = time.time()
-    renter.gone(number)
-    assert renter.server.sent(DESTROY)[0].time - said >= 9.5
+    output = renter.gone(number)
+    said = [int(part) for part in re.search(rf"ups (\d+):(\d+):(\d+) {COMPLETE}", output).groups()]
+    destroyed = renter.server.sent(DESTROY)[0].time
+    assert (destroyed - 3600 * said[0] - 60 * said[1] - said[2]) % 86400 >= 10
 
 
 # The fault table ---------------------------------------------------------------------------------------------------
@@ -222,6 +240,14 @@ def test_training_killed_every_time(renter):
 def test_clone_fails(renter):
     output = renter.gone(renter.rent("mode", source=dataclasses.replace(renter.source, url="/nowhere")))
     assert output.count("clone failed") == 4 and "Training failed" in output
+
+
+@both_shells
+def test_no_folder_to_work_in(renter):
+    variables = renter.server.variables
+    renter.server.variables = lambda number: variables(number) | {"UPS_FOLDER": "/dev/null/ups"}
+    output = renter.gone(renter.rent("mode"))
+    assert "/dev/null/ups" in output and "training, start" not in output
 
 
 def test_commit_gone_from_the_branch(renter, tmp_path):
@@ -285,37 +311,38 @@ def test_disk_full(renter, tmp_path):
 
 def test_hang_past_the_deadline(renter):
     """The training is stopped while there is time to upload its state; then the machine destroys itself."""
-    started = time.time()
-    number = renter.rent("hang", seconds=6)
-    output = renter.gone(number)
+    short, started = renter.short, time.time()
+    number = renter.rent("hang", seconds=short)
+    output = renter.gone(number, short + 10)
     assert "deadline is near" in output and "Training failed (124)" in output
-    assert renter.file(number, "proofs").exists() and time.time() - started < 10
+    assert renter.file(number, "proofs").exists() and time.time() - started < short + 4
 
 
 def test_a_training_that_hears_no_signal(renter):
     """It is killed, and its last state uploaded."""
-    number = renter.rent("deaf", seconds=8)
-    assert "Training failed (124)" in renter.gone(number, 9)
+    short = renter.short
+    number = renter.rent("deaf", seconds=short)
+    assert "Training failed (124)" in renter.gone(number, short + 4)
     assert renter.file(number, "proofs").exists()
 
 
 def test_a_script_that_hangs(renter):
     """Whatever it hangs in, the dead-man timer ends it."""
-    started = time.time()
-    number = renter.rent("hang", seconds=6)
+    short, started = renter.short, time.time()
+    number = renter.rent("hang", seconds=short)
     renter.says(number, "training, start 1")
     for process in renter.server.machine_of(number).processes():
         if not is_timer(process):
             process.suspend()
-    renter.gone(number, 12)
-    assert time.time() - started > 5
+    renter.gone(number, short + 6)
+    assert time.time() - started > short - 1
 
 
 @both_shells
 def test_main_script_killed(renter):
     """Billed until the deadline, when the dead-man timer ends it, which is in a session of its own."""
-    started = time.time()
-    number = renter.rent("hang", seconds=6)
+    short, started = renter.short, time.time()
+    number = renter.rent("hang", seconds=short)
     renter.says(number, "training, start 1")
     timers = [process for process in renter.server.machine_of(number).processes() if is_timer(process)]
     groups = {os.getpgid(process.pid) for process in renter.server.machine_of(number).processes()}
@@ -323,8 +350,8 @@ def test_main_script_killed(renter):
         os.killpg(group, signal.SIGKILL)
     time.sleep(0.5)
     assert len(timers) == 1 and [p.pid for p in renter.server.machine_of(number).processes()] == [timers[0].pid]
-    renter.gone(number)
-    assert 5 < time.time() - started < 12
+    renter.gone(number, short + 10)
+    assert short - 1 < time.time() - started < short + 6
 
 
 def is_timer(process) -> bool:
@@ -339,7 +366,7 @@ def test_destroy_fails_three_times(answer, renter):
     output = renter.gone(number)
     times = [request.time for request in renter.server.sent(DESTROY)][:4]
     spaces = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert len(spaces) == 3 and spaces[0] < spaces[1] < spaces[2]
+    assert len(spaces) == 3 and spaces[0] >= 0.2 and spaces[1] >= 0.3 and spaces[2] >= 0.5
     assert output.count(f"end it: vastai destroy instance {number}") == 3
 
 
@@ -359,7 +386,7 @@ def test_destroy_hangs(renter):
     renter.server.faults.append(Fault(DESTROY, "hang"))
     output = renter.gone(renter.rent("mode"), 60)
     first, second = renter.server.sent(DESTROY)[:2]
-    assert re.search(r"STILL BILLED \(.*timed out", output) and 20 < second.time - first.time < 22
+    assert re.search(r"STILL BILLED \(.*timed out", output) and 20 < second.time - first.time < 40
 
 
 def test_destroy_fails_always(renter):
@@ -413,10 +440,10 @@ def test_a_restart_after_the_end_destroys_and_does_not_train(renter):
 
 def test_a_restart_over_the_deadline_saves_and_does_not_train(renter):
     """As one that was outbid and came back too late: its disk holds the only copy."""
-    number = renter.rent("hang", seconds=5)
+    number = renter.rent("hang", seconds=renter.short)
     renter.says(number, "training, start 1")
     renter.server.machine_of(number).kill()
-    time.sleep(5)
+    renter.until_its_deadline(number)
     renter.server.restart(number)
     renter.gone(number)
     assert renter.file(number, "proofs").exists()
@@ -434,8 +461,9 @@ def test_wandb_unreachable_at_the_end(renter):
 
 def test_wandb_unreachable_until_the_deadline(renter):
     """Stopped, not destroyed: the disk keeps the only copy, for cents; started again, it saves and is destroyed."""
-    number = renter.rent("mode", seconds=6, settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
-    renter.until(lambda: renter.server.sent(STOP), 15)
+    short = renter.short
+    number = renter.rent("mode", seconds=short, settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
+    renter.until(lambda: renter.server.sent(STOP), short + 9)
     renter.until(lambda: not renter.server.machine_of(number).processes())
     assert not renter.server.sent(DESTROY) and number in renter.server.rows
     environment = dict(renter.server.rows[number]["extra_env"]) | {"PROVES_AT": "1"}
@@ -447,10 +475,10 @@ def test_wandb_unreachable_until_the_deadline(renter):
 
 def test_a_training_that_ran_out_of_time_is_kept_like_a_complete_one(renter):
     """Its state may be all that there is: no number of refusals by W&B is enough to destroy it."""
-    number = renter.rent("hang", seconds=5, settings={"UPS_PAUSE": "0", "PROVES_AT": "9"})
+    number = renter.rent("hang", seconds=renter.short, settings={"UPS_PAUSE": "0", "PROVES_AT": "9"})
     renter.says(number, "training, start 1")
     renter.server.machine_of(number).kill()
-    time.sleep(5)
+    renter.until_its_deadline(number)
     renter.server.restart(number)
     assert "was not saved" not in renter.gone(number)
     assert len(renter.file(number, "proofs").read_text().splitlines()) == 9
@@ -484,22 +512,25 @@ def test_several_gpus_go_on_after_any_failure(renter):
 
 @both_shells
 def test_without_a_deadline_nothing_is_billed_for_long(renter):
+    """By the timer, since nothing else would end it."""
     variables = renter.server.variables
     renter.server.variables = lambda number: variables(number) | {"UPS_DEADLINE": ""}
-    renter.gone(renter.rent("hang"), 10)
+    renter.gone(renter.rent("hang", auto_shutdown=False), 10)
 
 
 def test_without_auto_shutdown_it_stays_until_the_deadline(renter):
-    number = renter.rent("mode", auto_shutdown=False, seconds=6)
+    short = renter.short
+    number = renter.rent("mode", auto_shutdown=False, seconds=short)
     renter.says(number, "Training complete - kept until the deadline")
     time.sleep(1)
     assert not renter.server.sent(DESTROY)
-    renter.gone(number, 10)
+    renter.gone(number, short + 4)
 
 
 def test_on_failure_hold(renter):
-    number = renter.rent("raise", on_failure="hold", seconds=6)
+    short = renter.short
+    number = renter.rent("raise", on_failure="hold", seconds=short)
     renter.says(number, "Training failed (1) - kept until the deadline")
     time.sleep(1)
     assert not renter.server.sent(DESTROY)
-    renter.gone(number, 10)
+    renter.gone(number, short + 4)

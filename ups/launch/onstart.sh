@@ -3,7 +3,7 @@
 # The launcher writes `set -- OVERRIDES` at its top and leaves out comments and half of the indentation. Values come in
 # the environment: UPS_REPO, UPS_BRANCH, UPS_COMMIT, UPS_DEADLINE (seconds since 1970), UPS_SHUTDOWN (1 or nothing),
 # UPS_ON_FAILURE (destroy | hold) and what instance.py reads. Vast gives CONTAINER_ID and CONTAINER_API_KEY.
-# UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing before `mkdir` needs a disk that can be written.
+# UPS_FOLDER and UPS_PAUSE (seconds) are for rehearsals. Nothing outside of `main` needs a disk that can be written.
 cd /
 W=${UPS_FOLDER:-/root/ups} P=${UPS_PAUSE:-4} T=${UPS_DEADLINE:-0}
 # The Python that has torch is conda's, whatever else the machine has; in a rehearsal it is the user's. L is the
@@ -23,10 +23,10 @@ env = os.environ.get
 def say(text):
   try: print("ups", text, flush=True)
   except OSError: pass
-def call(method, body=None):
+def call(m, body=None):
   try:
     r = web.urlopen(web.Request(env("U"), body, {"Authorization": "Bearer " + env("CONTAINER_API_KEY"),
-      "Content-Type": "application/json"}, method=method), timeout=20)
+      "Content-Type": "application/json"}, method=m), timeout=20)
   except web.HTTPError as e: r = e
   except Exception as e: return {"error": e}
   try: return dict(json.load(r))
@@ -49,7 +49,7 @@ while 1:
   time.sleep(pause * 2 ** min(n - 1, 6))
 '
 retry() {
-  for k in 1 2 4 8; do "$@" && return; say "$1 failed"; sleep $((k * P)); done
+  for k in 1 2 4 8; do "$@" && return; say "$1 failed"; sleep $((k*P)); done
   "$@"
 }
 clone() {
@@ -58,7 +58,7 @@ clone() {
   rm -rf new && git init -q new || return
   # shellcheck disable=SC2016 # git's own shell reads the token, from the environment
   set -- -C new -c credential.helper='!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
-  git "$@" fetch -q "$UPS_REPO" "$UPS_COMMIT" || git "$@" fetch -q "$UPS_REPO" "$UPS_BRANCH" || return
+  git "$@" fetch -q "$UPS_REPO" "$UPS_COMMIT" || git "$@" fetch -q "$UPS_REPO" "$UPS_BRANCH"
   git -C new checkout -q "$UPS_COMMIT" && mv new repo
 }
 # The image's torch stays; what only the launcher and the tests need is left out, by the beginnings of the names.
@@ -78,17 +78,18 @@ main() {
     end="failed ($?)"
     [ "$UPS_ON_FAILURE" = destroy ] || UPS_SHUTDOWN=
   fi
-  [ -n "$UPS_SHUTDOWN" ] || { say "Training $end - kept until the deadline"; return; }
+  [ "$UPS_SHUTDOWN" ] || { say "Training $end - kept until the deadline"; return; }
   say "Training $end - auto-shutdown in 10 seconds..."
-  sleep $((P * 5 / 2))
+  sleep $((P*5/2))
   python3 -c "$END" 0 ""
 }
 # The dead-man timer, in a session of its own: it outlives this script. A machine that is started after its deadline
-# with a run that is not saved has a quarter of an hour for that. Without python3 nothing here can end the bill.
+# with a run that is not saved has a quarter of an hour for that; one that has no folder to work in ends now. Without
+# python3 nothing here can end the bill.
 command -v python3 || say "STILL BILLED: no python3"
 [ ! -e "$W/run" ] || [ -e "$W/saved" ] || [ "$T" -ge $((N = $(date +%s) + 900)) ] || T=$N
+mkdir -p "$W" || [ -z "$UPS_SHUTDOWN" ] || T=0
 setsid python3 -c "$END" "$T" "$W/unsaved" &
-mkdir -p "$W"
 # shellcheck disable=SC2086 # or none
 cd "$W" && main "$@" 2>&1 | tee -a log $L
 : end of onstart.sh
