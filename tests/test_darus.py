@@ -65,7 +65,7 @@ def server(tmp_path, monkeypatch):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
+        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
         monkeypatch.setattr(darus, "SERVER", f"http://127.0.0.1:{http.server_port}")
         monkeypatch.setitem(darus.PUBLISHED, NAME, (281363, hashlib.md5(made.content).hexdigest()))
         monkeypatch.setattr(darus, "SIZE", len(made.content))

@@ -127,7 +127,7 @@ class VastServer:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -294,7 +294,7 @@ class VastServer:
 
 def inherited_environment(folder: Path) -> dict[str, str]:
     """What a fresh machine would have of this computer: a search path and a home of its own, no secret."""
-    kept = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PIP_INDEX_URL", "PIP_CONFIG_FILE")
+    kept = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PIP_INDEX_URL", "PIP_CONFIG_FILE", "UPS_PAUSE")
     return {name: os.environ[name] for name in kept if name in os.environ} | {"HOME": str(folder)}
 
 
