@@ -20,7 +20,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def report() -> None:
-    if len(outcomes) > 1:
+    if outcomes:
         from ups.launch.command import print_sweep
 
         print_sweep(outcomes)

@@ -18,4 +18,4 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    run(main, "train")
+    run(main, "train", after_stop="; what was saved is kept, and the same command goes on from it")

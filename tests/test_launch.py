@@ -8,20 +8,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from secrets import token_hex
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment
 from git_repos import git, public_git
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from machines import wait_for
 from terminal import READERS
+from test_provision import rent_one
 
-from ups.config import composed
+from ups.config import check, composed
+from ups.errors import UserError
+from ups.launch.actions import follow, overlap
+from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, new_label
 from ups.launch.rehearsal.local import interpreter
 from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer, inherited_environment, offer
 from ups.launch.rehearsal.wandb_server import WandbServer
+from ups.launch.vast_api import Vast
+from ups.paths import CONFIG_FOLDER
 
 pytestmark = pytest.mark.slow
 
@@ -70,12 +79,27 @@ def launch(clone, server, tmp_path):
             | environment
         )
         process = subprocess.Popen(
-            [sys.executable, str(clone / "launch_vast.py"), *overrides, *QUICK], cwd=tmp_path, env=environment,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [sys.executable, str(clone / "launch_vast.py"), *sorted([*QUICK, *overrides], key=is_override)],
+            cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
         )  # fmt: skip
         return finished(process) if wait else process
 
     return run
+
+
+def is_override(word: str) -> bool:
+    """Hydra takes them in one piece, after its `-m`."""
+    return not word.startswith("-")
+
+
+@pytest.fixture
+def rent(server, tmp_path, monkeypatch):
+    """`rent()`: what a launch in that folder leaves behind, without its checks."""
+    monkeypatch.setenv("VAST_URL", server.url)
+    monkeypatch.setenv("VAST_API_KEY", server.key)
+    server.loading_seconds = 0.05
+    return lambda: rent_one(Ledger(tmp_path / "rentals"))
 
 
 def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
@@ -127,10 +151,12 @@ def test_launch_rents_and_says_what_it_rented(launch, server, tmp_path, clone):
 
 
 def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
-    secrets = {name: token_hex(20) for name in ("WANDB_API_KEY", "CONTAINER_API_KEY", "GIT_TOKEN")}
-    answer = launch(*LOSSY, "vast.dry_run=true", "seed=1", **secrets)
+    secrets = {name: token_hex(20) for name in ("CONTAINER_API_KEY", "GIT_TOKEN")}
+    with WandbServer(token_hex(32)) as tracker:
+        answer = launch("vast.dry_run=true", "seed=1", **secrets, **tracker.environment)
+    secrets["WANDB_API_KEY"] = tracker.api_key
     assert answer.returncode == 0, answer.stderr
-    assert "nothing was rented" in answer.stdout and "python train.py logger=none seed=1" in answer.stdout
+    assert "nothing was rented" in answer.stdout and "python train.py seed=1" in answer.stdout
     assert not server.sent(CREATE) and len(list(tmp_path.rglob("onstart.sh"))) == 1
     assert not list(tmp_path.rglob("launch.json"))
     texts = [file.read_bytes().decode(errors="replace") for file in tmp_path.rglob("*") if file.is_file()]
@@ -143,10 +169,6 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
     [
         (["+auto_shutdown=true"], "there is no key of W&B, so the deadline would destroy the only copy"),
         (["logger=csv"], "logger has no wandb, so the deadline would destroy the only copy"),
-        ([*LOSSY, "seed=-1"], "seed=-1: must be"),
-        ([*LOSSY, "vast.offer.gpus=0"], "vast.offer.gpus=0: must be a whole number, at least 1"),
-        ([*LOSSY, "vast.on_failure=keep"], "vast.on_failure=keep: must be one of destroy, hold"),
-        ([*LOSSY, "auto_shutdown=maybe"], "auto_shutdown=maybe: must be true or false or null"),
         ([*LOSSY, "vast.max_cots=1"], "did you mean vast.max_cost?"),
         ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
         ([*LOSSY, "model.dilations=[]"], "model.dilations"),
@@ -157,7 +179,7 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         ([*FETCHED, "dataset.path=1D_Burgers_Sols_Nu0.01.hdf5"], "use vast.disk=40 vast.traffic=20"),
         ([*LOSSY, "runtime.compile=true"], "use vast.image=pytorch/pytorch:2.7.1-cuda12.6-cudnn9-devel"),
         ([*LOSSY, "runtime.max_hours=1"], "runtime.max_hours=1: on a rented machine the limit is vast.max_hours"),
-        ([*LOSSY, "vast.max_hours=0.25"], "vast.max_hours=0.25: less than vast.min_hours=0.5"),
+        ([*LOSSY, "hydra.job.chdir=true"], "hydra.job.chdir=true: is not passed on to a rented machine"),
         ([*LOSSY, "vast.max_price=0.01"], "raise vast.max_price"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -165,6 +187,38 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
 def test_everything_is_checked_before_a_cent_is_spent(overrides, message, launch, server):
     assert message in error_of(launch(*overrides))
     assert not server.sent(CREATE)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("vast.offer.gpus=0", "must be a whole number, at least 1"),
+        ("vast.on_failure=keep", "must be one of destroy, hold"),
+        ("auto_shutdown=maybe", "must be true or false or null"),
+        ("vast.max_hours=0.25", "less than vast.min_hours=0.5"),
+    ],
+)
+def test_a_value_that_is_no_launchs(override, message):
+    with pytest.raises(UserError, match=f"^{override}: {message}"):
+        check(composed("launch", [override]), "launch")
+
+
+def passed(*overrides: str) -> list[str]:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
+        HydraConfig.instance().set_config(compose("launch", list(overrides), return_hydra_config=True))
+    return passed_on()
+
+
+def test_what_is_passed_on_to_the_machine(monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    here = ["vast.max_cost=1", "+auto_shutdown=true", "store=s", "cache=c", "hydra.run.dir=r", "hydra.sweep.dir=s",
+            "hydra.verbose=true", "hydra/job_logging=default", "hydra.mode=RUN"]  # fmt: skip
+    assert passed(*here, "seed=3", "~callbacks.figures") == ["seed=3", "~callbacks.figures"]
+    more = "hydra.searchpath=[file://benchmarks/conf]"
+    assert passed(more, "seed=3") == [more, "seed=3"]
+    for place in ("file://not/there", f"file://{ROOT}/benchmarks/conf", "pkg://benchmarks.conf"):
+        with pytest.raises(UserError, match=r"use hydra\.searchpath=\[file://FOLDER\]"):
+            passed(f"hydra.searchpath=[file://benchmarks/conf,{place}]")
 
 
 def test_gpus_that_cannot_share_a_batch(launch, server):
@@ -189,6 +243,7 @@ def test_what_is_not_pushed_is_not_rented(launch, server, clone):
 # From end to end --------------------------------------------------------------------------------------------------
 
 
+ENDING = ("UPS_PROVE", "UPS_ON_FAILURE", "UPS_SHUTDOWN")  # what the machine is told of saving and ending
 SMALLER = [override for override in SMALL if not override.startswith("stage.")]
 
 
@@ -196,9 +251,10 @@ def test_the_whole_rental_on_this_computer(launch, tmp_path):
     """Clone, install, train, upload, prove, destroy: with nothing of it replaced but the two services."""
     started = time.monotonic()
     answer = launch("vast.rehearse=true", "stage=diffusion_residual", *SMALLER, "+auto_shutdown=true",
-                    VAST_URL="", VAST_API_KEY="")  # fmt: skip
+                    VAST_URL="", VAST_API_KEY="", UPS_PAUSE="1")  # fmt: skip
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert time.monotonic() - started < 120
+    assert answer.stdout.count(COMPLETE) == 1  # what was seen of the log is not shown again
     said = [answer.stdout.index(text) for text in ("results saved: ", COMPLETE, "is gone")]
     assert said == sorted(said)
     names = r"operator-\w{12}, diffusion_residual-\w{12}"
@@ -210,10 +266,17 @@ def test_the_whole_rental_on_this_computer(launch, tmp_path):
     assert json.loads(result.read_text())["git_commit"] == told["commit"]
 
 
+@pytest.mark.parametrize(
+    ("seen", "lines", "shared"), [("abc", "bcd", 2), ("abc", "abc", 3), ("a", "aab", 1), ("", "a", 0), ("a", "b", 0)]
+)
+def test_lines_of_a_log_that_were_seen(seen, lines, shared):
+    assert overlap(list(seen), list(lines)) == shared
+
+
 def test_a_rehearsal_says_what_failed(launch):
-    answer = launch("vast.rehearse=true", *SMALLER, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0",
-                    "vast.offer.reliability=0.999", "vast.disk=250", "vast.max_price=0.3", "+auto_shutdown=true",
-                    VAST_URL="", VAST_API_KEY="")  # fmt: skip
+    answer = launch("vast.rehearse=true", *SMALLER, *LOSSY, "runtime.device=cuda:99", "+auto_shutdown=true",
+                    "vast.offer.reliability=0.999", "vast.disk=250", "vast.max_price=0.3",
+                    VAST_URL="", VAST_API_KEY="", UPS_PAUSE="1")  # fmt: skip
     assert "rehearsal: the training failed or was not saved" in error_of(answer)
 
 
@@ -227,8 +290,8 @@ def test_two_gpus_and_no_secret_anywhere(launch, server, tmp_path):
     server.offers = [offer(0, num_gpus=2)]
     git_token = token_hex(16)
     with WandbServer(token_hex(32)) as tracker:
-        answer = launch(*SMALLER, "vast.offer.gpus=2", "vast.follow=true", "+auto_shutdown=true",
-                        GIT_TOKEN=git_token, **tracker.environment)  # fmt: skip
+        answer = launch(*SMALLER, "vast.offer.gpus=2", "vast.follow=true", "vast.poll_seconds=0.5",
+                        "+auto_shutdown=true", GIT_TOKEN=git_token, **tracker.environment)  # fmt: skip
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert re.search(r"results saved: operator-\w{12} in tester/ups\n", answer.stdout) and not server.rows
     (run,) = tracker.runs.values()
@@ -236,6 +299,7 @@ def test_two_gpus_and_no_secret_anywhere(launch, server, tmp_path):
     (create,) = server.sent(CREATE)
     environment = create.body.pop("env")
     assert environment["WANDB_API_KEY"] == tracker.api_key
+    assert [environment[name] for name in ENDING] == ["insist", "destroy", "1"]
     assert "GIT_TOKEN" not in environment  # a public remote needs none
     secrets = [tracker.api_key, git_token, server.key, *server.keys_gone]
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -286,6 +350,20 @@ def test_a_closed_terminal_leaves_nothing_rented(kind, clone, server, tmp_path):
     assert not server.rows and len(server.sent(CREATE)) == 1
 
 
+def test_ctrl_c_in_a_sweep_tells_what_goes_on(launch, server):
+    """The machine of an earlier job runs and is billed."""
+    server.stays_loading = {101}
+    process = launch("-m", *LOSSY, "seed=1,2,3", wait=False)
+    wait_for(lambda: len(server.sent(CREATE)) == 2)
+    process.send_signal(signal.SIGINT)
+    answer = finished(process)
+    (row,) = server.rows.values()
+    assert answer.returncode == 130 and row["machine_id"] == 100, answer.stderr
+    assert "of this try nothing is left rented" in answer.stderr and "same command" not in answer.stderr
+    table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
+    assert str(row["id"]) in table and "SIGINT: stopped" in table and "seed=3" not in table
+
+
 def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
     process = launch(*LOSSY, "vast.follow=true", wait=False)
     wait_for(lambda: server.sent(r"PUT /api/v0/instances/request_logs/\d+/"))
@@ -324,10 +402,10 @@ def test_what_a_killed_launcher_had_asked_for_can_be_looked_after(launch, server
     assert not server.rows
 
 
-def test_an_instance_that_is_seen_too_late_is_swept_up(launch, server, tmp_path):
+def test_an_instance_that_is_seen_too_late_is_swept_up(launch, rent, server, tmp_path):
     """Nobody waits for it: the launcher has gone on to the next offer."""
     server.faults.append(Fault(CREATE, (504, {})))
-    launch(*LOSSY)
+    rent()
     given_up, rented = Ledger(tmp_path / "rentals").rentals()
     (row,) = server.rows.values()
     server.rows[1] = {**row, "id": 1, "label": given_up.label}
@@ -344,11 +422,11 @@ def finished_text(answer) -> str:
 # Looking after -------------------------------------------------------------------------------------------------------
 
 
-def test_status_logs_destroy(launch, server, tmp_path):
-    launch(*LOSSY, "seed=4")
+def test_status_logs_destroy(launch, rent, server, tmp_path):
+    rent()
     (row,) = server.rows.values()
     status = finished_text(launch("vast.action=status"))
-    assert str(row["id"]) in status and "running" in status and "seed=4" in status and "0.95" in status
+    assert str(row["id"]) in status and "running" in status and "stage=operator" in status and "0.95" in status
     machine = server.running[row["id"]] = Machine(tmp_path / "machine", "sh", {})
     (machine.folder / "output").write_text("a line\n")
     assert "a line" in finished_text(launch("vast.action=logs"))
@@ -358,15 +436,15 @@ def test_status_logs_destroy(launch, server, tmp_path):
     assert "vast.instance=None: none in rentals" in error_of(launch("vast.action=destroy"))
 
 
-def test_destroy_that_fails_is_said(launch, server):
-    launch(*LOSSY)
+def test_destroy_that_fails_is_said(launch, rent, server):
+    rent()
     server.faults.append(Fault(DESTROY, (200, {"success": False}), times=99))
     assert "STILL BILLED" in error_of(launch("vast.action=destroy"))
 
 
-def test_destroy_by_id_from_anywhere(launch, server, tmp_path):
+def test_destroy_by_id_from_anywhere(launch, rent, server, tmp_path):
     """The command that is printed where a bill may go on works without this ledger, and not on others' instances."""
-    launch(*LOSSY)
+    rent()
     (row,) = server.rows.values()
     server.rows[1] = {**row, "id": 1, "label": "somebody-else"}
     shutil.rmtree(tmp_path / "rentals")
@@ -376,24 +454,51 @@ def test_destroy_by_id_from_anywhere(launch, server, tmp_path):
     assert set(server.rows) == {1}
 
 
-def test_status_with_another_key_loses_nothing(launch, server):
-    launch(*LOSSY)
+def test_status_with_another_key_loses_nothing(launch, rent, server):
+    rent()
     rows, server.rows = server.rows, {}
     assert "destroyed" in finished_text(launch("vast.action=status"))
     server.rows = rows
     assert "running" in finished_text(launch("vast.action=status"))
 
 
-def test_reap_leaves_a_stopped_disk_that_may_hold_the_only_copy(launch, server):
-    launch(*LOSSY)
+def test_reap_leaves_a_stopped_disk_that_may_hold_the_only_copy(launch, rent, server):
+    rent()
     (row,) = server.rows.values()
     row |= {"intended_status": "stopped", "label": new_label(time.time() - 60)}
     answer = finished_text(launch("vast.action=reap", "vast.yes=true"))
     assert f"vastai start instance {row['id']}" in answer and "nothing to reap" in answer and server.rows
 
 
-def test_reap_leaves_what_is_not_ours_and_what_is_in_time(launch, server, tmp_path):
-    launch(*LOSSY)
+def test_reap_leaves_a_machine_that_was_started_to_save(launch, rent, server):
+    """For as long as its script takes for that at most; where the service does not say since when, it asks."""
+    row = server.rows[rent().instance_id]
+    row |= {"uptime_mins": 3.0, "label": new_label(time.time() - 3600)}
+    assert "past its deadline" not in finished_text(launch("vast.action=status"))
+    assert "may be saving its results" in finished_text(launch("vast.action=reap", "vast.yes=true")) and server.rows
+    row["uptime_mins"] = None
+    assert "was just started to save its results would lose them" in launch("vast.action=reap").stdout and server.rows
+    row["uptime_mins"] = 16.0
+    assert "past its deadline" in finished_text(launch("vast.action=status"))
+    finished_text(launch("vast.action=reap", "vast.yes=true"))
+    assert not server.rows
+
+
+def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, server, tmp_path):
+    rental = rent()
+    rental.deadline = time.time() - 3600
+    row, watch = server.rows[rental.instance_id], (Vast(0.02, 3), Ledger(tmp_path / "rentals"), rental, 0.05)
+    row["uptime_mins"] = 16.0
+    with pytest.raises(UserError, match="past its deadline"):
+        follow(*watch)
+    row["uptime_mins"] = 3.0
+    threading.Timer(0.5, server._destroy, [rental.instance_id]).start()
+    follow(*watch)
+    assert not server.rows
+
+
+def test_reap_leaves_what_is_not_ours_and_what_is_in_time(launch, rent, server, tmp_path):
+    rent()
     (mine,) = server.rows.values()
     other = {**mine, "id": 1, "label": "somebody-else"}
     unknown = {**mine, "id": 2, "label": new_label(time.time() + 3600), "offer": {}}
@@ -415,8 +520,10 @@ def test_a_sweep_rents_one_for_each_and_outlives_a_failure(launch, server, tmp_p
             return super()._create(offer_id, body)
 
     server.__class__ = RefusesSeedTwo
-    answer = launch("-m", *LOSSY, "seed=1,2,3")
-    assert "Vast gives none of its offers: refused" in error_of(answer)
+    answer = launch("-m", *LOSSY, "seed=1,2,3,-1")
+    assert error_of(answer) == "error: 2 of 4 jobs failed"
+    for job, reason in ((r"1 .*seed=2", "Vast gives none of its offers: refused"), (r"3 .*seed=-1", "seed=-1: must")):
+        assert re.search(rf"^job {job}\): {reason}", answer.stderr, re.MULTILINE)
     table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
     assert all(f"seed={seed}" in table for seed in (1, 2, 3))
     assert len(server.rows) == 2 and all(str(number) in table for number in server.rows)
@@ -427,7 +534,16 @@ def test_a_sweep_rents_one_for_each_and_outlives_a_failure(launch, server, tmp_p
 def test_a_sweep_has_one_limit_for_all(launch, server):
     """0.95 each: a third would be cut to what is left, which is less than half an hour."""
     answer = launch("-m", *LOSSY, "seed=1,2,3", "vast.max_total_cost=2")
-    assert "vast.max_total_cost" in error_of(answer) and len(server.rows) == 2
+    assert "1 of 3 jobs failed" in error_of(answer) and len(server.rows) == 2
+    assert re.search(r"^job 2 .*vast\.max_total_cost", answer.stderr, re.MULTILINE)
+
+
+def test_a_rental_whose_file_cannot_be_written_is_in_the_sweeps_table(launch, server, tmp_path):
+    (tmp_path / "sweep" / "0" / "launch.json").mkdir(parents=True)
+    answer = launch("-m", *LOSSY, "seed=1", "hydra.sweep.dir=sweep")
+    assert re.search(r"^job 0 .*launch\.json: .*move away what is in the way", answer.stderr, re.MULTILINE)
+    (number,) = server.rows
+    assert str(number) in answer.stdout[answer.stdout.index("Rented by this sweep") :]
 
 
 def test_a_key_that_is_not_needed_is_not_sent(launch, server):
@@ -442,9 +558,11 @@ def test_the_server_of_the_clients_own_settings_is_told_to_the_machine(launch, s
         settings.parent.mkdir(parents=True)
         settings.write_text(f"[default]\nbase_url = {tracker.url}\n")
         environment = {name: value for name, value in tracker.environment.items() if name != "WANDB_BASE_URL"}
-        answer = launch("+auto_shutdown=true", **environment)
+        answer = launch("-m", "vast.on_failure=hold", "vast.allow_loss=false,true", **environment)
     assert answer.returncode == 0, answer.stderr
-    assert server.sent(CREATE)[0].body["env"]["WANDB_BASE_URL"] == tracker.url
+    insists, tries = (create.body["env"] for create in server.sent(CREATE))
+    assert insists["WANDB_BASE_URL"] == tracker.url
+    assert [insists[name] for name in ENDING] == ["insist", "hold", ""] and tries["UPS_PROVE"] == "try"
 
 
 def test_a_key_that_wandb_refuses_rents_nothing(launch, server):

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,25 +26,43 @@ from ups.faults import told
 from ups.machine import processes, rank
 from ups.signals import interruption, leave_closed_terminal, stopping
 
+_jobs = Counter()  # of this process: all, and those of a sweep that failed
 
-def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None) -> None:
-    """Run a function that `hydra.main` made of the config `config_name`, and `finish` after it whatever it came to."""
+
+class JobFailed(UserError):
+    """Of a sweep, and told."""
+
+
+def run(
+    main: Callable[[], None], config_name: str, finish: Callable[[], None] | None = None, after_stop: str = ""
+) -> None:
+    """Run a function that `hydra.main` made of the config `config_name`, and `finish` after it whatever it came to.
+
+    `after_stop` is told where a signal stopped it: what is left then.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        leave_closed_terminal(number)
+        raise interruption(number, f"stopped{after_stop}")
+
     if os.name == "nt":
         _fail("ups runs on Linux and macOS; on Windows use WSL")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
     for number in stopping():
-        signal.signal(number, _interrupt)  # outside of the training loop, which has its own: see StopSignal
+        signal.signal(number, interrupt)  # outside of the training loop, which has its own: see StopSignal
     try:
         _check_words()
         if processes() > 1:
             _join_torchrun(config_name)
         main()
+    except JobFailed:
+        _fail(f"{_jobs['failed']} of {_jobs['all']} jobs failed")
     except UserError as error:
         _fail(str(error))
-    except Interrupted as interruption:
+    except Interrupted as stopped:
         if rank() == 0:
-            errors.print(interruption)
-        sys.exit(interruption.exit_code)
+            errors.print(stopped)
+        sys.exit(stopped.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _leave_it_to_the_first()
         _fail(one_line(error, _known_keys(config_name)))
@@ -72,19 +91,22 @@ def run(main: Callable[[], None], config_name: str, finish: Callable[[], None] |
 def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     """Around the work of one job: Hydra would add a line of its own to the error of a single run.
 
-    In a sweep the error goes on to Hydra, which runs the other jobs before it is told.
+    In a sweep it is told with its job at once, for Hydra runs the other jobs first and then tells of one error.
     """
+    hydra = HydraConfig.get()
+    _jobs["all"] += 1
     try:
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, UserError) or not (message := told(error, _folders(cfg))):
-                raise
-            raise UserError(message) from error
-    except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        yield
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else told(error, _folders(cfg))
+        if hydra.mode == RunMode.MULTIRUN:
+            _jobs["failed"] += 1
+            reason = shortened(message, 1000) if message else traceback.format_exc()
+            errors.print(f"job {hydra.job.num} ({shortened(' '.join(hydra.overrides.task), 200)}): {reason}")
+            raise JobFailed from error
+        if not message:
             raise
-        _fail(str(error))
+        _fail(message)
 
 
 def _check_words() -> None:
@@ -132,11 +154,6 @@ def _leave_it_to_the_first() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(30)
         sys.exit(1)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    leave_closed_terminal(number)
-    raise interruption(number, "stopped; what was saved is kept, and the same command goes on from it")
 
 
 def _fail(message: str) -> None:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ups.console import screen
 from ups.errors import Interrupted, UserError
+from ups.launch.job import GRACE
 from ups.launch.ledger import PREFIX, Ledger, Rental, State, deadline_of
 from ups.launch.provision import destroy_command, still_billed
 from ups.launch.vast_api import Vast
@@ -36,7 +37,7 @@ def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     for row in rows.values():
         if row["id"] not in known:
             screen.print(f"instance {row['id']} ({row['label']}) is not in {ledger.folder}: see vast.action=reap")
-        elif (deadline_of(row["label"]) or 0) < time.time():
+        elif (deadline_of(row["label"]) or 0) < time.time() and not may_be_saving(row):
             screen.print(f"instance {row['id']} is past its deadline: see vast.action=reap")
 
 
@@ -56,6 +57,15 @@ def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:
     return rows
 
 
+def may_be_saving(row: dict) -> bool:
+    """Whether it was started a moment ago: one that is over its deadline then saves, and destroys itself.
+
+    Vast may not say it (`uptime_mins` is null in its documents' example).
+    """
+    minutes = row.get("uptime_mins")
+    return minutes is not None and minutes * 60 < GRACE
+
+
 def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rental = chosen(settings, ledger)
     if settings.follow:
@@ -67,12 +77,12 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
     """New lines of the log until the instance is gone. Ctrl-C leaves it running."""
     lines: list[str] = []
     try:
-        while vast.show(rental.instance_id) is not None:
+        while (row := vast.show(rental.instance_id)) is not None:
             latest = vast.logs(rental.instance_id, 1000).splitlines()
             for line in latest[overlap(lines, latest) :]:
                 screen.print(line)
             lines = latest or lines
-            if time.time() > rental.deadline + SECONDS_OVER:
+            if time.time() > rental.deadline + SECONDS_OVER and not may_be_saving(row):
                 raise UserError(f"past its deadline. {HOW_TO_SAVE}. {still_billed(rental)}")
             time.sleep(seconds)
     except Interrupted as interruption:
@@ -119,11 +129,14 @@ def reap(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
         screen.print(f"instance {row['id']}  {row['label']}  {state}  {price}  {why}")
         if row.get("intended_status") == "stopped":
             screen.print(f"  left: {HOW_TO_SAVE.replace('ID', str(row['id']))}; {destroy_command(row['id'])} ends it")
+        elif hours <= 0 and may_be_saving(row):
+            screen.print(f"  left: it was started {row['uptime_mins']:.0f} minutes ago and may be saving its results")
         else:
             overdue.append(row)
     if not overdue:
         return screen.print(f"nothing to reap among {len(rows)} instances")
-    if not settings.yes and not confirmed(f"destroy {', '.join(str(row['id']) for row in overdue)}? [y/N] "):
+    which = f"{', '.join(str(row['id']) for row in overdue)}? What was just started to save its results would lose them"
+    if not settings.yes and not confirmed(f"destroy {which} [y/N] "):
         raise UserError("nothing was destroyed: answer y, or set vast.yes=true")
     return destroy_all(vast, ledger, overdue)
 

@@ -1,6 +1,7 @@
 """One run of launch_vast.py: check everything that costs nothing, rent, watch."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,15 +29,17 @@ from ups.paths import ROOT
 from ups.wandb.account import api_key, project_page, server, why_not_kept
 
 HERE_ONLY = ("auto_shutdown", "vast", "store", "cache")  # overrides that say nothing to the machine
+# Of those of Hydra itself; what a sweeper makes of its own is passed on as a job's.
+HYDRAS_HERE = re.compile(r"hydra[./](run|sweep|mode|sweeper|launcher|(job|hydra)_logging|verbose|help|output_subdir)\b")
 ACTIONS = {"status": status, "logs": logs, "destroy": destroy, "reap": reap}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """Of one job of a sweep."""
 
     overrides: list[str]
-    rental: Rental | None
+    rental: Rental | None = None
     error: str = ""
 
 
@@ -56,15 +59,24 @@ def run_launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
 
 def launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
     """Rent, and follow if that is wanted."""
+    ledger, outcome = Ledger(Path(cfg.vast.ledger)), Outcome(passed_on())
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        outcomes.append(outcome)
     try:
         rental = rented(cfg)
-    except UserError as error:
-        outcomes.append(Outcome(passed_on(), None, str(error)))
+    except BaseException as error:
+        outcome.error = first_line(error)
         raise
-    outcomes.append(Outcome(passed_on(), rental))
+    finally:  # by the ledger, which knows it whatever came after the rental
+        outcome.rental = still_open(ledger, Path(HydraConfig.get().runtime.output_dir))
     if rental and cfg.vast.follow:
-        vast = Vast(cfg.vast.pause, cfg.vast.request_timeout)
-        follow(vast, Ledger(Path(cfg.vast.ledger)), rental, cfg.vast.poll_seconds)
+        follow(Vast(cfg.vast.pause, cfg.vast.request_timeout), ledger, rental, cfg.vast.poll_seconds)
+
+
+def still_open(ledger: Ledger, folder: Path) -> Rental | None:
+    """The latest rental of the run in that folder, if nothing has ended it."""
+    mine = [rental for rental in ledger.rentals() if rental.is_open and rental.run_folder == str(folder)]
+    return mine[-1] if mine else None
 
 
 def rented(cfg: DictConfig) -> Rental | None:
@@ -143,9 +155,26 @@ def answering_page(cfg: DictConfig) -> str:
 
 def passed_on() -> list[str]:
     """This job's overrides, without those that are about the launch itself or folders of this computer."""
-    task = HydraConfig.get().overrides.task
-    key = lambda override: override.lstrip("+~").partition("=")[0]
-    return [override for override in task if key(override).partition(".")[0] not in HERE_ONLY]
+    task = [each for each in HydraConfig.get().overrides.task if key_of(each).partition(".")[0] not in HERE_ONLY]
+    return hydras_passed_on() + task
+
+
+def hydras_passed_on() -> list[str]:
+    """Of the overrides of Hydra itself the folders with more of the config, if the machine will have them."""
+    passed = [each for each in HydraConfig.get().overrides.hydra if not HYDRAS_HERE.match(key_of(each))]
+    for override in passed:
+        if key_of(override) != "hydra.searchpath":
+            raise UserError(f"{override}: is not passed on to a rented machine: leave it out")
+        for place in HydraConfig.get().searchpath:
+            path = str(place).removeprefix("file://")
+            if path == place or Path(path).is_absolute() or not is_tracked(ROOT, path):
+                has = "a rented machine has only what the repository has, at paths relative to it"
+                raise UserError(f"{override}: {has}: use hydra.searchpath=[file://FOLDER]")
+    return passed
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def start_building(gpus: int, overrides: list[str]) -> subprocess.Popen:
@@ -201,7 +230,7 @@ def print_sweep(outcomes: list[Outcome]) -> None:
     for outcome in outcomes:
         rental = outcome.rental
         cells = ("", "", "", "") if rental is None else (
-            str(rental.instance_id), rental.gpu, f"{rental.cost_limit:.2f}",
+            str(rental.instance_id or rental.label), rental.gpu, f"{rental.cost_limit:.2f}",
             f"{datetime.fromtimestamp(rental.deadline):%m-%d %H:%M}",
         )  # fmt: skip
         summary.add_row(" ".join(outcome.overrides), *cells, outcome.error)
