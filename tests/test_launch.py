@@ -541,7 +541,7 @@ def test_a_sweep_has_one_limit_for_all(launch, server):
 def test_a_rental_whose_file_cannot_be_written_is_in_the_sweeps_table(launch, server, tmp_path):
     (tmp_path / "sweep" / "0" / "launch.json").mkdir(parents=True)
     answer = launch("-m", *LOSSY, "seed=1", "hydra.sweep.dir=sweep")
-    assert re.search(r"^job 0 .*launch\.json: .*move away what is in the way", answer.stderr, re.MULTILINE)
+    assert re.search(r"^job 0 .*launch\.json: .*STILL BILLED", answer.stderr, re.MULTILINE)
     (number,) = server.rows
     assert str(number) in answer.stdout[answer.stdout.index("Rented by this sweep") :]
 

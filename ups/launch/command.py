@@ -22,7 +22,7 @@ from ups.launch.actions import destroy, follow, logs, reap, status
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, Rental
 from ups.launch.offers import Offer, reason, table
-from ups.launch.provision import offers_for, rent
+from ups.launch.provision import offers_for, rent, still_billed
 from ups.launch.repository import is_tracked, pushed_source
 from ups.launch.vast_api import Vast
 from ups.paths import ROOT
@@ -98,7 +98,10 @@ def rented(cfg: DictConfig) -> Rental | None:
         return None
     rental = rent(vast, job, settings, ledger, money, folder, offers)
     announce(rental, job, hints=not settings.rehearse)  # before what may fail: it is being billed
-    write_json(folder / "launch.json", asdict(rental))
+    try:
+        write_json(folder / "launch.json", asdict(rental))
+    except OSError as error:  # the advice of other faults, to start again, would rent a second machine
+        raise UserError(f"{folder / 'launch.json'}: {first_line(error)}. {still_billed(rental)}") from error
     return rental
 
 
