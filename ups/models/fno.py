@@ -7,14 +7,13 @@ Shapes: B batch, C channels, N points, K condition scalars, M modes.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ups.models.conditioning import ConditionEmbedding, Modulation
-from ups.models.layers import CircularConv, zeroed
+from ups.models.conditioning import ConditionEmbedding
+from ups.models.layers import CircularConv, ModulatedGELU, ResidualNetwork, zeroed
 
 
-class FNO(nn.Module):
+class FNO(ResidualNetwork):
     """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N); zero at initialisation.
 
     Equivariant to shifts of the grid; `modes` counts the wave numbers that a layer mixes, from 0 up.
@@ -29,13 +28,6 @@ class FNO(nn.Module):
         self.blocks = nn.ModuleList(FourierBlock(width, modes, kernel) for _ in range(blocks))
         self.project = zeroed(nn.Conv1d(width, out_channels, 1))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        embedding = self.embed(c)
-        h = self.lift(x)
-        for block in self.blocks:
-            h = block(h, embedding)
-        return self.project(F.gelu(h))
-
 
 class FourierBlock(nn.Module):
     """h: (B, W, N), embedding: (B, E) -> h + conv(g) + a product of g with learned coefficients in Fourier space, where
@@ -44,13 +36,12 @@ class FourierBlock(nn.Module):
 
     def __init__(self, width: int, modes: int, kernel: int):
         super().__init__()
-        self.modulate = Modulation(width)
+        self.modulate = ModulatedGELU(width)
         self.local = CircularConv(width, width, kernel, 1)
         self.coefficients = nn.Parameter(torch.rand(width, width, modes, 2) / width**2)  # real and imaginary parts
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)
-        h_in = F.gelu(torch.addcmul(shift[..., None], h, 1 + scale[..., None]))
+        h_in = self.modulate(h, embedding)
         spectrum = torch.fft.rfft(h_in.float())  # cuFFT has no bfloat16
         coefficients = torch.view_as_complex(self.coefficients)
         modes = min(coefficients.shape[2], spectrum.shape[2])  # a coarse grid has fewer

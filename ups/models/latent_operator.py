@@ -38,7 +38,7 @@ class LatentOperator(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         if x.shape[-1] % self.patch:
-            raise UserError(f"patch={self.patch} of the model must divide the {x.shape[-1]} points of the field")
+            raise UserError(f"patch={self.patch}: must divide the {x.shape[-1]} points of the field")
         embedding = self.embed(c)
         before = self.patch // 2
         tokens = self.encode(F.pad(x, (before, self.patch - before), mode="circular")).transpose(1, 2)

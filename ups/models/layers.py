@@ -17,17 +17,38 @@ def zeroed(layer: nn.Conv1d) -> nn.Conv1d:
     return layer
 
 
+class ModulatedGELU(Modulation):
+    """h: (B, W, N), embedding: (B, E) -> gelu(h scaled and shifted by the embedding), (B, W, N)."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = super().forward(embedding)
+        return F.gelu(torch.addcmul(shift[..., None], h, 1 + scale[..., None]))
+
+
 class ResidualBlock(nn.Module):
     """h: (B, W, N), embedding: (B, E) -> h + conv(gelu(h scaled and shifted by the embedding))."""
 
     def __init__(self, width: int, kernel: int, dilation: int):
         super().__init__()
-        self.modulate = Modulation(width)
+        self.modulate = ModulatedGELU(width)
         self.conv = CircularConv(width, width, kernel, dilation)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.modulate(embedding)
-        return h + self.conv(F.gelu(torch.addcmul(shift[..., None], h, 1 + scale[..., None])))
+        return h + self.conv(self.modulate(h, embedding))
+
+
+class ResidualNetwork(nn.Module):
+    """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N), at one resolution throughout.
+
+    Who derives from it makes the modules `embed`, `lift`, `blocks` and `project`.
+    """
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        embedding = self.embed(c)
+        h = self.lift(x)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.project(F.gelu(h))
 
 
 class CircularConv(nn.Conv1d):

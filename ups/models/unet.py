@@ -33,7 +33,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         levels = len(self.down)
         if x.shape[-1] % 2**levels:
-            raise UserError(f"levels={levels} of the model: {2**levels} must divide the {x.shape[-1]} points")
+            raise UserError(f"levels={levels}: {2**levels} must divide the {x.shape[-1]} points of the field")
         embedding = self.embed(c)
         h, across = self.lift(x), []
         for block, widen in zip(self.down, self.widen, strict=True):
