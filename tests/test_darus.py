@@ -86,14 +86,17 @@ def fetched(path):
 
 @pytest.mark.parametrize(
     "faults",
-    [[], ["cut"], ["cut", 503, "cut"], [503, 429], ["cut", "no range"], ["page"], ["cut", "page"]], ids=str,
+    [[], ["cut"], ["cut", 503, "cut"], [503, 429], ["cut", "no range"], ["page"], ["cut", "page"], ["stall"]], ids=str,
 )  # fmt: skip
-def test_a_file_is_fetched_whole_whatever_breaks(faults, server, tmp_path):
+def test_a_file_is_fetched_whole_whatever_breaks(faults, server, tmp_path, monkeypatch):
+    if "stall" in faults:
+        monkeypatch.setattr(darus, "TIMEOUT", 0.5)
     server.faults = list(faults)
     assert len(fetched(tmp_path / NAME)) == 4 and (tmp_path / NAME).read_bytes() == server.content
     expected = [0]
     for fault in faults:
-        expected.append(expected[-1] + (len(server.content) - expected[-1]) // 3 if fault == "cut" else expected[-1])
+        third = (len(server.content) - expected[-1]) // 3
+        expected.append(expected[-1] + third * (fault in ("cut", "stall")))
     assert len(server.asked) == len(expected) - (faults[-1:] == ["no range"])
     assert all(first - 2 * BLOCK <= asked <= first for asked, first in zip(server.asked, expected, strict=False))
     assert not part(tmp_path / NAME).exists()

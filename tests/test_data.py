@@ -194,14 +194,14 @@ def test_generator_caches_and_splits_are_disjoint(tmp_path):
 
 
 def test_no_two_trajectories_of_the_published_sizes_are_alike(tmp_path, monkeypatch):
-    """Those of all splits, and of the seed that benchmarks/accuracy.py scores on."""
+    """Those of all splits, and of other seeds: the docs' test sets are of another seed than what was trained on."""
     monkeypatch.setattr("ups.data.generator.cores", lambda: 1)  # processes take longer to start than this does
     sizes = dict(nu=0.001, train=512, validation=64, test=256, solver_points=32, shifts=1, frames=2, time_step=1e-6,
                  initial_frame=0, rollout_steps=1)  # fmt: skip
-    splits = [Burgers(**generator_settings(**sizes, seed=seed)).load(tmp_path, CPU) for seed in (0, 1)]
+    splits = [Burgers(**generator_settings(**sizes, seed=seed)).load(tmp_path, CPU) for seed in (0, 1, 2)]
     first = torch.cat([part.u[:, 0] for each in splits for part in (each.train, each.validation, each.test)])
     distance = torch.cdist(first, first) + torch.eye(len(first))
-    assert len(first) == 2 * (512 + 64 + 256) and distance.min() > 1e-3
+    assert len(first) == 3 * (512 + 64 + 256) and distance.min() > 1e-3
 
 
 def test_a_larger_test_set_generates_only_itself(tmp_path):
@@ -336,6 +336,28 @@ def test_pdebench_reader_strides_and_splits(tmp_path):
     assert torch.equal(splits.validation.u, full[4:7, ::5, ::4])
     assert torch.equal(splits.train.u, torch.cat((full[7:, ::5, ::4], full[7:, ::5, 1::4])))
     assert splits.train.time_step == pytest.approx(0.05) and splits.train.nu.unique().item() == pytest.approx(0.01)
+
+
+def test_a_folder_of_files_is_one_dataset_in_the_order_of_their_names(tmp_path):
+    u = np.random.default_rng(1).normal(size=(2, 12, 11, 32)).astype("float32")
+    with pytest.raises(UserError, match=rf"^dataset\.path={tmp_path}: the folder holds no \.hdf5 file"):
+        reader(tmp_path)
+    for name, nu, tensor in (("b.h5", 0.1, u[1]), ("a.hdf5", 0.01, u[0])):
+        write_hdf5(tmp_path / name, nu=nu, tensor=tensor)
+    (tmp_path / "notes.txt").touch()
+    dataset, strided = reader(tmp_path), torch.from_numpy(u)[:, :, ::5, ::4]
+    splits = dataset.load(tmp_path, CPU)
+    for split, rows in ((splits.test, slice(4)), (splits.validation, slice(4, 7)), (splits.train, slice(7, None))):
+        count = len(strided[0, rows])
+        assert torch.equal(split.u, strided[:, rows].flatten(0, 1)) and len(split) == 2 * count
+        assert split.nu.tolist() == pytest.approx([0.01] * count + [0.1] * count)
+    test = dataset.load_test(tmp_path, CPU)
+    assert torch.equal(test.u, splits.test.u) and torch.equal(test.nu, splits.test.nu)
+
+    write_hdf5(tmp_path / "c.hdf5", frames=16)
+    for load in (reader(tmp_path).load, reader(tmp_path).load_test):
+        with pytest.raises(UserError, match=r"^dataset\.path: the files differ in frames, points or time step"):
+            load(tmp_path, CPU)
 
 
 BAD_FILES = {

@@ -21,6 +21,7 @@ from conftest import ROOT
 from git_repos import git, private_git
 
 from ups.errors import UserError
+from ups.files import locked
 from ups.launch.job import END_MARK, GRACE, MAX_BYTES, SCRIPT, Job
 from ups.launch.ledger import new_label
 from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_environment
@@ -147,11 +148,13 @@ class Renter:
         return self.server.machines / str(number) / "ups" / name
 
 
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory) -> Path:
-    """A folder with a python3 that has pip and nothing else, which starts fast."""
-    home = tmp_path_factory.mktemp("python")
-    venv.create(home, with_pip=True, symlinks=True)
+@pytest.fixture(scope="session")
+def bare_python(cache) -> Path:
+    """A folder with a python3 that has pip and nothing else, which starts fast; one for all workers."""
+    home = cache.parent / "python"
+    with locked(home):
+        if not home.exists():
+            venv.create(home, with_pip=True, symlinks=True)
     return home / "bin"
 
 
