@@ -1,5 +1,6 @@
 """Bad input gives one line that names the key and what would be valid, exit 1, and no traceback."""
 
+import dataclasses
 import os
 import re
 import resource
@@ -9,25 +10,26 @@ import sys
 
 import pytest
 from conftest import ROOT, clean_environment, train_config
+from omegaconf import OmegaConf
+from test_data import write_hdf5
 
-from ups.config import RULES, build, check, composed, window_keys
+from ups.config import OPTIMIZER_KEYS, RULES, _leaves, build, check, composed, plain, window_keys
 from ups.errors import UserError
+from ups.runs.training import make_callbacks
 from ups.training.identity import canonical, identity_of
 from ups.training.obtain import try_out
+from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
 
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
 
 
-CHOICES = [
-    f"{group}={file.stem}"
-    for group in ("model", "experiment")
-    for file in sorted((ROOT / "conf" / group).glob("*.yaml"))
-]
+def options_of(group):
+    return [f"{group}={file.stem}" for file in sorted((ROOT / "conf" / group).glob("*.yaml"))]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", options_of("model") + options_of("experiment"))
 def test_every_model_and_preset_is_valid_and_the_same_wherever_a_stage_stands(choice):
     cfg = train_config(f"stage={STAGES[-1]}", choice)
     check(cfg)
@@ -42,6 +44,8 @@ def test_a_model_brings_its_learning_rate_and_yields_to_the_command_line():
     assert rate("model=fno") == rate("model=fno", "experiment=nu_range") == 2e-3
     assert rate("model=dilresnet") == rate() == 4e-3
     assert rate("model=latent_operator", "operator.lr=1e-3") == 1e-3
+    with pytest.raises(UserError, match="operator"):
+        check(train_config("operator=fno"))  # the node is no group: no model gets another's
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda path: path.stem)
@@ -57,6 +61,7 @@ BAD = {
     "dataset.nu=[0.01,x]": "dataset.nu",
     "stage.steps=0": "stage.steps=0: must be a whole number, at least 1",
     "stage.steps=many": "stage.steps=many",
+    "stage.steps=": "stage.steps=: must be a whole number",
     "stage.batch_size=1.5": "stage.batch_size=1.5",
     "stage.optimizer.lr=0": "stage.optimizer.lr=0",
     "stage.optimizer.lr=.nan": "stage.optimizer.lr=.nan",
@@ -115,16 +120,82 @@ def test_a_bid_is_for_an_interruptible_machine():
         check(composed("launch", ["vast.bid=0.1"]), "launch")
 
 
-def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
+def test_every_number_of_the_config_has_a_rule():
     """So that a new key cannot be forgotten."""
-    from ups.config import _leaves, plain
-
-    launch = composed("launch")
-    for cfg in (*(train_config(f"stage={stage}") for stage in STAGES), launch):
+    choices = [[choice] for choice in options_of("stage") + options_of("model")]
+    choices += [[choice, "++dataset.path=any"] for choice in options_of("dataset")]
+    scripts = composed("launch"), composed("evaluate", ["checkpoint=any"])
+    for cfg in (*(train_config(*choice) for choice in choices), *scripts):
         for key, value in _leaves(plain(cfg)):
             general = re.sub(r"^stage\.(requires\.)*", "stage.", key)
             if isinstance(value, int | float | list) and not key.startswith("logger.wandb.tags"):
                 assert any(re.fullmatch(pattern, general) for pattern in RULES), key
+
+
+@pytest.mark.parametrize("key", [
+    "stage.name", "stage.requires", "stage.steps", "stage.batch_size", "stage.symmetries", "stage.evaluations",
+    "stage.optimizer", "stage.optimizer.clip", "stage.requires.requires", "stage.requires.evaluations",
+    "stage.requires.optimizer.basis_interval", "dataset.train", "dataset.rollout_steps",
+])  # fmt: skip
+def test_what_is_read_of_every_stage_and_dataset_has_to_be_there(key):
+    cfg = train_config("stage=diffusion_residual")
+    OmegaConf.set_struct(cfg, False)
+    parent, _, name = key.rpartition(".")
+    del OmegaConf.select(cfg, parent)[name]
+    with pytest.raises(UserError, match=rf"^{re.escape(key)} is not set: every (stage|dataset) of conf/ has it$"):
+        check(cfg)
+
+
+def test_the_optimizers_keys_are_its_settings():
+    assert list(OPTIMIZER_KEYS) == [each.name for each in dataclasses.fields(OptimizerSettings)]
+
+
+REFUSED = [
+    (["dataset=pdebench_burgers"], "dataset.path is not set: give dataset.path=VALUE"),
+    (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5"], "dataset.path=nowhere.hdf5: no such file or folder"),
+    (["dataset.train=null"], "dataset.train=null: say how many trajectories to generate"),
+    (["+model.foo=1"], "model: got an unexpected keyword argument 'foo'"),
+    (["+callbacks.progress.foo=1"], "callbacks.progress: got an unexpected keyword argument 'foo'"),
+    (["+callbacks.foo={}"], "callbacks.foo._target_ is not set"),
+    (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: there is no such class"),
+    (["model.kernel=4"], "model.kernel=4 must be odd"),
+    (["model=latent_operator", "model.width=10"], "model.width=10 must be even and a multiple of heads=4"),
+    (["model=latent_operator", "model.patch=7"], "model.patch=7: must divide the 256 points"),
+    (["model=unet", "model.levels=4", "dataset.solver_points=1000", "dataset.points=40"],
+     "model.levels=4: 16 must divide the 40 points"),
+    (["stage=diffusion_residual", "model@stage.network=unet", "stage.network.levels=4", "dataset.solver_points=1000",
+      "dataset.points=40"], "stage.network.levels=4: 16 must divide the 40 points"),
+    (["stage=diffusion_residual", "model@stage.network=solver_in_the_loop"],
+     "stage.network: solver_in_the_loop is an operator, not a corrector's network: choose dilresnet_small"),
+    (["+stage@stage.requires=operator"], "stage.requires: an operator requires no stage"),
+    (["stage=consistency_distill", "stage.requires=null"], "stage.requires: a consistency_distill requires a"),
+    (["stage=consistency_distill", "stage.requires.requires=null"],
+     "stage.requires.requires: a diffusion_residual requires an operator"),
+    (["stage=consistency_distill", "stage.requires.network.kernel=4"], "stage.requires.network.kernel=4 must be odd"),
+    (["stage=consistency_distill", "model@stage.requires.network=latent_operator", "stage.requires.network.patch=7"],
+     "stage.requires.network.patch=7: must divide the 256 points"),
+    (["stage=consistency_distill", "stage.evaluations_per_step=3"],
+     "stage.evaluations_per_step=3: a consistency student takes 1 or 2"),
+    (["stage=consistency_distill", "stage.members=1"], "stage.members=1: the spread of a student"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED, ids=[each[0][-1] for each in REFUSED])
+def test_what_cannot_be_built_is_named_by_its_place_in_the_config(overrides, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        cfg = train_config(*overrides)
+        check(cfg)
+        try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
+        make_callbacks(cfg, [], tmp_path)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_file_that_a_network_cannot_read_is_refused_before_it_is_read(tmp_path):
+    path = write_hdf5(tmp_path / "a.hdf5")  # of 32 points
+    cfg = train_config("dataset=pdebench_burgers", f"dataset.path={path}", "model=unet", "model.levels=4")
+    check(cfg)
+    with pytest.raises(UserError, match=r"^model\.levels=4: 16 must divide the 8 points"):
+        try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
 
 
 @pytest.mark.slow
@@ -135,25 +206,14 @@ def test_every_number_of_the_config_has_a_rule_or_is_the_networks():
         (["model.wdth=3"], "did you mean model.width?"),
         (["stage=operatr"], "stage=operatr is not an option of the group stage: choose one of consistency_distill, "),
         (["modle=dilresnet"], "modle is not a key of the config: did you mean model?"),
-        (["dataset=pdebench_burgers"], "dataset.path is not set: give dataset.path=VALUE"),
-        (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5", "logger=none"], "dataset.path=nowhere.hdf5: no"),
-        (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
-        (["+model.foo=1", "logger=none", "experiment=smoke"], "got an unexpected keyword argument 'foo'"),
-        (["+callbacks.progress.foo=1", "logger=none"], "callbacks.progress: got an unexpected keyword argument 'foo'"),
-        (["model._target_=nowhere.Net", "logger=none"], "model._target_=nowhere.Net: there is no such class"),
-        (["stage=diffusion_residual", "model@stage.network=solver_in_the_loop", "logger=none"],
-         "stage.network: solver_in_the_loop is an operator, not a corrector's network: choose dilresnet_small"),
         (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
         (["stage=[0]"], "a group takes the name of an option, no number"),
-        (["dataset.train=null", "logger=none"], "dataset.train=null: say how many trajectories to generate"),
-        (["dataset.nu=-1"], "dataset.nu=-1: must be a number above 0 and at most 1000 or a list of"),
+        (["stage.steps"], "Error parsing override 'stage.steps' missing EQUAL"),
+        # These reach the job, as all of the tables above would.
+        (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
         (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),
-        (["stage=consistency_distill", "stage.evaluations_per_step=3", "experiment=smoke", "logger=none",
-          "budget.operator=2", "budget.diffusion_residual=2"], "stage.evaluations_per_step=3: a consistency student"),
-        (["stage.steps="], "stage.steps="),
-        (["stage.steps"], ""),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip

@@ -172,7 +172,7 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         ([*LOSSY, "vast.max_cots=1"], "did you mean vast.max_cost?"),
         ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
         ([*LOSSY, "model.dilations=[]"], "model.dilations"),
-        ([*LOSSY, "model=unet", "dataset.points=32", "model.levels=6"], "levels=6 of the model: 64 must"),
+        ([*LOSSY, "model=unet", "dataset.points=32", "model.levels=6"], "model.levels=6: 64 must"),
         ([*LOSSY, "stage=consistency_distill", "stage.unroll=50"], "stage.unroll=50 (consistency_distill): the"),
         ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=/data/x.hdf5"], "a rented machine has only what"),
         ([*FETCHED, "dataset.path=README.md", "vast.disk=40", "vast.traffic=20"], "a rented machine fetches what is"),

@@ -67,12 +67,28 @@ NU = torch.tensor([0.001, 0.01, 0.1])
 
 
 @torch.no_grad()
-def test_untrained_step_moves_nothing_but_the_frame(step):
-    fresh = ConservativeStep(NETWORKS["dilresnet"](in_channels=1, out_channels=1, condition=2))
-    u = fields()
-    u = u - u.mean(-1, keepdim=True)
-    assert torch.allclose(fresh(u, NU, 0.05), u, atol=1e-6)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_untrained_step_moves_nothing_but_the_frame(name):
+    u = fields() - fields().mean(-1, keepdim=True)
+    assert torch.allclose(STEPS[name]()(u, NU, 0.05), u, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_step_of_random_weights_moves(step):
+    u = fields() - fields().mean(-1, keepdim=True)
     assert not torch.allclose(step(u, NU, 0.05), u, atol=1e-2)
+
+
+def test_the_weights_of_stages_that_were_trained_have_these_names():
+    layer = lambda *names: [f"{name}.{part}" for name in names for part in ("weight", "bias")]
+    first, last = layer("embed.layers.0", "embed.layers.2", "lift"), layer("project")
+    block = {
+        "dilresnet": layer("blocks.0.modulate", "blocks.0.conv"),
+        "fno": ["blocks.0.coefficients", *layer("blocks.0.modulate", "blocks.0.local")],
+    }
+    one = {"dilresnet": {"dilations": [1]}, "fno": {"blocks": 1}}
+    for name, settings in one.items():
+        assert list(NETWORKS[name](1, 1, 2, **settings).state_dict()) == first + block[name] + last
 
 
 @torch.no_grad()
@@ -217,8 +233,10 @@ def test_wrong_sizes_are_refused():
         LatentOperator(1, 1, 2, patch=4, width=10, blocks=1, heads=4)
     with pytest.raises(ValueError, match="width=9 must be even"):
         LatentOperator(1, 1, 2, patch=4, width=9, blocks=1, heads=3)
-    with pytest.raises(UserError, match="must divide"):
+    with pytest.raises(UserError, match=r"^patch=5: must divide the 32 points"):
         LatentOperator(1, 1, 2, patch=5, width=8, blocks=1, heads=2)(torch.zeros(1, 1, 32), torch.zeros(1, 2))
+    with pytest.raises(UserError, match=r"^levels=3: 8 must divide the 36 points"):
+        UNet(1, 1, 2, width=4, kernel=3, levels=3)(torch.zeros(1, 1, 36), torch.zeros(1, 2))
 
 
 def test_a_step_without_an_inner_state_has_the_field():

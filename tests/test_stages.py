@@ -16,7 +16,7 @@ from ups.errors import UserError
 from ups.stages import operator as stages_operator
 from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midpoint_step
 from ups.stages.diffusion_residual import DiffusionResidual
-from ups.stages.operator import weights_by_nu
+from ups.stages.operator import Operator, weights_by_nu
 from ups.stages.sampled_correction import TAIL
 from ups.stages.stage import called_networks, relative_l2
 from ups.training.identity import identity_of
@@ -274,14 +274,16 @@ def test_what_is_compiled_is_what_a_loss_calls_and_all_that_it_trains(name, data
 
 
 def test_stages_refuse_a_prerequisite_of_another_kind():
-    with pytest.raises(UserError, match="requires an operator"):
+    with pytest.raises(ValueError, match=r"^requires: .* requires no stage"):
+        Operator(NETWORK, operator(), 1, 1.0, [0.0, 0.0])
+    with pytest.raises(ValueError, match=r"^requires: .* requires an operator"):
         DiffusionResidual(NETWORK, None, 5, 2)
-    with pytest.raises(UserError, match="requires a diffusion_residual"):
+    with pytest.raises(ValueError, match=r"^requires: .* requires a diffusion_residual"):
         ConsistencyDistill(operator(), **STUDENT)
 
 
 def test_a_student_of_one_member_is_refused():
-    with pytest.raises(UserError, match="a student is learned from 2 or more"):
+    with pytest.raises(ValueError, match=r"^members=1: .* a student is learned from 2 or more"):
         ConsistencyDistill(diffusion(), **STUDENT | {"members": 1})
 
 

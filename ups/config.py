@@ -4,13 +4,13 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -88,8 +88,8 @@ READ_BY = {  # which keys each script has; one that another has, or that was add
 }  # fmt: skip
 BUDGETS = "|".join(sorted(file.stem for file in (CONFIG_FOLDER / "stage").glob("*.yaml")))
 
-# One line for each key of conf/; `stage.` stands for every stage of the chain. A key of a network's own is checked by
-# the network, so that a new model needs no line here; the names below hold for all networks that use them.
+# One line for each key of conf/; `stage.` stands for every stage of the chain. Another key of a network is for the
+# network to check, so that a model of one's own needs no line here; the names below hold for all that use them.
 RULES: dict[str, Rule] = {
     r"seed": SEED,
     r"store|cache": PATH,
@@ -171,6 +171,9 @@ def composed(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training
+LOOP_KEYS = ("name", "steps", "batch_size", "symmetries", "evaluations", "optimizer")  # of a stage; the rest is its own
+OPTIMIZER_KEYS = ("lr", "warmup", "betas", "basis_interval", "weight_decay", "clip", "average")
+SPLIT_KEYS = ("train", "validation", "test", "initial_frame", "rollout_steps")  # of a dataset
 
 
 def check(cfg: DictConfig, script: str = "train") -> None:
@@ -196,6 +199,7 @@ def check(cfg: DictConfig, script: str = "train") -> None:
         known = rules or name == "_target_" or _is_part(content, parent)
         if not known or not re.fullmatch(rf"({READ_BY[script]})(\..+)?", key):
             raise UserError(f"{shortened(key, 80)} is not a key of the config")
+    _check_present(content)
     _check_pairs(cfg)
 
 
@@ -207,14 +211,30 @@ def _is_part(content: dict, key: str) -> bool:
     return isinstance(node, dict) and "_target_" in node
 
 
+def _chain(content: dict) -> Iterator[tuple[str, dict]]:
+    """(its key, its node) of the stage that is asked for, and of each that it requires."""
+    key, stage = "stage", content.get("stage")
+    while stage is not None:
+        yield key, stage
+        key, stage = f"{key}.requires", stage.get("requires")
+
+
+def _check_present(content: dict) -> None:
+    """What is read of every stage and dataset, also of one that is not of conf/."""
+    needed = [(key, node, ("requires", *LOOP_KEYS)) for key, node in _chain(content)]
+    needed += [(f"{key}.optimizer", node.get("optimizer", {}), OPTIMIZER_KEYS) for key, node in _chain(content)]
+    needed += [("dataset", content["dataset"], SPLIT_KEYS)] if "dataset" in content else []
+    for key, node, names in needed:
+        for name in names:
+            if name not in node:
+                raise UserError(f"{key}.{name} is not set: every {key.split('.')[0]} of conf/ has it")
+
+
 def _check_pairs(cfg: DictConfig) -> None:
     """What holds between keys."""
-    nodes, stage, path = {"operator": cfg.get("operator")}, cfg.get("stage"), "stage"
-    while stage is not None:
-        nodes[path] = stage
-        stage, path = stage.get("requires"), f"{path}.requires"
-    for path, node in nodes.items():
-        low, high = node.input_noise if node and "input_noise" in node else (0, 0)
+    content = plain(cfg)
+    for path, node in (("operator", content.get("operator")), *_chain(content)):
+        low, high = node["input_noise"] if node and "input_noise" in node else (0, 0)
         if low > high or (high > 0 and low == 0):
             raise UserError(f"{path}.input_noise=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
     vast = cfg.get("vast")
@@ -259,6 +279,8 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
 
     The only call of Hydra's `instantiate`. `key` is the node's, for the one line about a wrong argument.
     """
+    if "_target_" not in node:
+        raise UserError(f"{key}._target_ is not set: it names the class that {key} describes")
     try:
         factory = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
@@ -272,10 +294,18 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
             text = first_line(error)
             if isinstance(error, TypeError) and "__init__() " not in text:
                 raise  # a bug, not an argument's name
-            raise UserError(f"{key}: {text.rpartition('__init__() ')[2]}") from error
+            raise UserError(keyed(text.rpartition("__init__() ")[2], key, (*node, *arguments))) from error
 
     construct.__signature__ = inspect.signature(factory.func)
     return construct if partial else construct(**arguments)
+
+
+def keyed(text: str, key: str, names: Collection[str]) -> str:
+    """What the class of the node `key` says, which knows its arguments' `names` and not where it stands in the config:
+    "kernel=4 must be odd" is "model.kernel=4 must be odd", and another text follows the key.
+    """
+    begins = re.match(r"(\w+)[=:]", text)
+    return f"{key}{'.' if begins and begins[1] in names else ': '}{text}"
 
 
 def check_origin(content: Any, file: Path, key: str = "") -> None:
@@ -287,7 +317,9 @@ def check_origin(content: Any, file: Path, key: str = "") -> None:
         for name, value in content.items():
             below = f"{key}.{name}" if key else name
             if name.startswith("_") and (name != "_target_" or value not in known_targets()):
-                raise UserError(f"{file}: {below}={value} is not what conf/ builds a stage of; it is not used")
+                refusal = f"{file}: {below}={value} is not what conf/ builds a stage of; it is not used"
+                own = "; if it is your own, give hydra.searchpath=[file://FOLDER] as its training did"
+                raise UserError(refusal + own * (name == "_target_"))
             check_origin(value, file, below)
     elif isinstance(content, list):
         for position, value in enumerate(content):
@@ -296,10 +328,14 @@ def check_origin(content: Any, file: Path, key: str = "") -> None:
         raise UserError(f"{file}: {key}={content} is not resolved, as it would be in an identity that train.py wrote")
 
 
-@cache
 def known_targets() -> list[str]:
-    """The classes that the options of the groups of an identity name."""
-    files = [file for group in ("stage", "model", "dataset") for file in (CONFIG_FOLDER / group).glob("*.yaml")]
+    """The classes that the options of the groups of an identity name, in conf/ and in this call's own hydra.searchpath,
+    which no checkpoint can set.
+    """
+    sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
+    folders = [CONFIG_FOLDER, *(Path(source.path) for source in sources if source.schema == "file")]
+    groups = [folder / group for folder in folders for group in ("stage", "model", "dataset")]
+    files = [file for group in groups for file in group.glob("*.yaml")]
     return [name for file in files for name in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)]
 
 

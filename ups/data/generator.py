@@ -23,7 +23,7 @@ from ups.console import Bar, console
 from ups.data.batches import generator_of
 from ups.data.initial_conditions import INITIAL_CONDITIONS
 from ups.data.solver import finite_volume, method_for, solve, spectral
-from ups.data.trajectories import Splits, Trajectories
+from ups.data.trajectories import Dataset, Splits, Trajectories
 from ups.errors import UserError
 from ups.files import locked, set_aside
 from ups.machine import cores
@@ -35,7 +35,7 @@ CHUNK = 32  # trajectories solved together: small enough for the caches of one c
 VERSIONS = {finite_volume: 1, spectral: 3}  # raise a method's, and FORMAT of identities, when its numbers change
 
 
-class Burgers:
+class Burgers(Dataset):
     """Arguments: see conf/dataset/burgers.yaml."""
 
     def __init__(
@@ -64,6 +64,10 @@ class Burgers:
 
     def load_test(self, cache: Path, device: torch.device) -> Trajectories:
         return self._load_split("test", cache, device)
+
+    def example(self) -> Trajectories:
+        u = torch.zeros(1).expand(1, self.frames, self.points)  # of no size in memory
+        return Trajectories(u, torch.tensor(self.nu[:1]), self.time_step)
 
     def _load_split(self, split: str, cache: Path, device: torch.device) -> Trajectories:
         with Memory(f"the data for {split}", lambda: [Lever(f"dataset.{split}", self.counts[split])], device):

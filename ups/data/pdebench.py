@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ups.data.darus import PUBLISHED, fetch
-from ups.data.trajectories import Splits, Trajectories
+from ups.data.trajectories import Dataset, Splits, Trajectories
 from ups.errors import UserError, first_line
 from ups.memory import Lever, Memory
 
@@ -20,10 +20,11 @@ CPU = torch.device("cpu")
 ROWS = 64  # trajectories read at a time: the reader's memory beside the strided data (53 MB at full resolution)
 
 
-class PDEBenchBurgers:
+class PDEBenchBurgers(Dataset):
     """The first `test` trajectories of each file are the test set, the next `validation` and `train` follow.
 
-    `download`: fetch a published file that `path` names and that is not there, before it is first read.
+    `download`: fetch a published file that `path` names and that is not there, before it is first read. It has a
+    default because a stage's identity, of which evaluate.py builds the dataset again, lacks it.
     """
 
     def __init__(
@@ -66,6 +67,13 @@ class PDEBenchBurgers:
             with self._open(path) as file:
                 parts.append(self._read(file, 0, min(self.test, file.samples), 1))
         return _joined(parts)
+
+    def example(self) -> Trajectories | None:
+        """The first of the first file, if that is there."""
+        if not self.files[0].exists():
+            return None
+        with self._open(self.files[0]) as file:
+            return self._read(file, 0, 1, 1)
 
     def _open(self, path: Path) -> "_File":
         if self.download and not path.exists():

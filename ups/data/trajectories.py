@@ -3,7 +3,9 @@
 Shapes: S trajectories, T frames, N points, B batch, K steps.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -68,3 +70,22 @@ class Splits:
 
     def to(self, device: torch.device) -> "Splits":
         return Splits(self.train.to(device), self.validation.to(device), self.test.to(device))
+
+
+class Dataset(ABC):
+    """What a node `dataset` describes. A rollout starts from `initial_frame` and predicts `rollout_steps` frames."""
+
+    initial_frame: int
+    rollout_steps: int
+
+    @abstractmethod
+    def load(self, cache: Path, device: torch.device) -> Splits:
+        """On the CPU. `cache` is a folder for what is generated, on `device`; it may not exist yet."""
+
+    @abstractmethod
+    def load_test(self, cache: Path, device: torch.device) -> Trajectories:
+        """The test split alone."""
+
+    def example(self) -> Trajectories | None:
+        """One trajectory in the shape of the others, whatever its values; None if it is not known before `load`."""
+        return None

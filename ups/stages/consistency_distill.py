@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ups.data.batches import Batch
-from ups.errors import UserError
 from ups.evaluation.metrics import fair_crps
 from ups.models.corrector import Corrector, size_of
 from ups.models.step import Step
@@ -38,11 +37,11 @@ class ConsistencyDistill(SampledCorrection):
         operator_relative_lr: float,
     ):  # fmt: skip
         if evaluations_per_step not in (1, 2):
-            raise UserError(f"stage.evaluations_per_step={evaluations_per_step}: a consistency student takes 1 or 2")
+            raise ValueError(f"evaluations_per_step={evaluations_per_step}: a consistency student takes 1 or 2")
         if members < 2:
-            raise UserError(f"stage.members={members}: the spread of a student is learned from 2 or more")
+            raise ValueError(f"members={members}: the spread of a student is learned from 2 or more")
         if not isinstance(requires, DiffusionResidual):
-            raise UserError("stage.requires: a consistency_distill requires a diffusion_residual")
+            raise ValueError("requires: a consistency_distill requires a diffusion_residual")
         self.teacher = requires
         self.intervals, self.evaluations_per_step, self.members = intervals, evaluations_per_step, members
         self.frames_per_sample = unroll + 1

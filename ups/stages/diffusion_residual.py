@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ups.data.batches import Batch
-from ups.errors import UserError
 from ups.models.corrector import Corrector
 from ups.models.step import Step
 from ups.stages.operator import Operator
@@ -23,7 +22,7 @@ class DiffusionResidual(SampledCorrection):
 
     def __init__(self, network, requires: Stage, evaluations_per_step: int, members: int):
         if not isinstance(requires, Operator):
-            raise UserError("stage.requires: a diffusion_residual requires an operator")
+            raise ValueError("requires: a diffusion_residual requires an operator")
         self.operator = requires
         self.evaluations_per_step, self.members = evaluations_per_step, members
         self.network = Corrector(network)

@@ -19,6 +19,8 @@ class Operator(Stage):
     steadied_by = "operator.input_noise=[1e-4,1e-2]"
 
     def __init__(self, model, requires: None, unroll: int, round_trip: float, input_noise: list[float]):
+        if requires is not None:
+            raise ValueError("requires: an operator requires no stage, leave it null")
         built = model(in_channels=1, out_channels=1, condition=CONDITIONS)
         self.network: Step = built if isinstance(built, Step) else ConservativeStep(built)
         self.frames_per_sample = unroll + 1

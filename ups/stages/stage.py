@@ -24,6 +24,7 @@ class Stage(ABC):
     frames_per_sample: int = 2  # consecutive frames that a training sample holds
     stochastic: bool = False  # its step draws noise, so it has members
     members: int = 1  # rollouts of the validation's ensemble
+    evaluations_per_step: int = 1  # of its network, where it has members
     steadied_by: str | None = None  # what keeps its rollouts from diverging, beside more steps: KEY=VALUE
     selects_by: str = "rollout_nrmse"  # the validation score that the kept weights minimise
 

@@ -1,5 +1,6 @@
 """`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
 
+import inspect
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ups.callbacks.callback import Callback
-from ups.config import build
+from ups.config import LOOP_KEYS, build, keyed
 from ups.data.batches import batch_at, generator_of
-from ups.data.generator import Burgers
-from ups.data.pdebench import PDEBenchBurgers
-from ups.data.trajectories import Splits
+from ups.data.trajectories import Dataset, Splits
 from ups.errors import UserError
 from ups.files import locked, read_json
 from ups.machine import processes
@@ -31,9 +30,6 @@ from ups.training.plan import Planned
 from ups.training.runtime import Runtime, choose_threads, compile_each, max_threads
 from ups.training.state import State, read_state
 from ups.training.store import IDENTITY, STATE, Entry, on_other_weights
-
-# Of a stage's node; the rest is the stage's.
-LOOP_KEYS = ("name", "steps", "batch_size", "symmetries", "evaluations", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -116,11 +112,12 @@ def build_stage(identity: Identity, required: Stage | None, runtime: Runtime, ke
     arguments = {"requires": required}
     if "network" in node:
         arguments["network"] = build(OmegaConf.create(node.pop("network")), f"{key or 'stage'}.network", partial=True)
-    elif required is None:
+    make = build(OmegaConf.create(node), key or "stage", partial=True)
+    if "model" in inspect.signature(make).parameters:
         arguments["model"] = build(OmegaConf.create(content["model"]), "model", partial=True)
     torch.manual_seed(content["seed"])
     with building(identity, key, runtime.device):
-        stage = build(OmegaConf.create(node), key or "stage", **arguments)
+        stage = make(**arguments)
         stage.network.to(runtime.device)
     return stage
 
@@ -161,20 +158,25 @@ def key_of(place: int, chain: Sequence) -> str:
     return "stage" + ".requires" * (len(chain) - place)
 
 
-def try_out(identity: Identity, dataset: Burgers | PDEBenchBurgers, runtime: Runtime) -> None:
-    """Build the chain and take one step of it: a `UserError` for what the networks and the data's shape do not allow,
-    before anything is fetched or generated. A published file's shape is not known before it is read.
+def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
+    """Build the chain and take one step of each stage: a `UserError` for what the networks and the data's shape do not
+    allow, before anything is fetched or generated.
     """
     chain = identity.chain()
-    stages = build_chain(identity, runtime)
-    if not isinstance(dataset, Burgers):
+    stages, example = build_chain(identity, runtime), dataset.example()
+    if example is None:
         return
-    for place, stage in enumerate(stages, 1):
-        check_frames(key_of(place, chain), chain[place - 1].stage, stage, dataset.frames)
-    u = torch.zeros(1, dataset.points, device=runtime.device)
-    nu = torch.full((1,), dataset.nu[0], device=runtime.device)
-    with torch.no_grad(), building(identity, "stage", runtime.device):
-        stages[-1].step(u, nu, dataset.time_step, generator_of(runtime.device, 0))
+    u, nu = example.u[:, 0].to(runtime.device), example.nu.to(runtime.device)
+    for place, (each, stage) in enumerate(zip(chain, stages, strict=True), 1):
+        key = key_of(place, chain)
+        check_frames(key, each.stage, stage, example.u.shape[1])
+        own = each.content["stage"].get("network")  # what it requires has just taken its step
+        network_key, node = ("model", each.content["model"]) if own is None else (f"{key}.network", own)
+        with torch.no_grad(), building(each, key, runtime.device):
+            try:
+                stage.step(u, nu, example.time_step, generator_of(runtime.device, 0))
+            except UserError as error:
+                raise UserError(keyed(str(error), network_key, node)) from error
 
 
 def train_stage(
