@@ -3,13 +3,14 @@
 Shapes: B batch, C channels, N points, K condition scalars.
 """
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ups.models.conditioning import ConditionEmbedding
-from ups.models.layers import CircularConv, ResidualBlock, ResidualNetwork, zeroed
+from ups.models.layers import CircularConv, ResidualBlock, zeroed
 
 
-class DilatedResNet(ResidualNetwork):
+class DilatedResNet(nn.Module):
     """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N); zero at initialisation.
 
     Equivariant to shifts of the grid. It sees (kernel - 1) (1 + sum of dilations) / 2 points to each side: it must be
@@ -24,3 +25,10 @@ class DilatedResNet(ResidualNetwork):
         self.lift = CircularConv(in_channels, width, kernel, 1)
         self.blocks = nn.ModuleList(ResidualBlock(width, kernel, dilation) for dilation in dilations)
         self.project = zeroed(nn.Conv1d(width, out_channels, 1))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        embedding = self.embed(c)
+        h = self.lift(x)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.project(F.gelu(h))

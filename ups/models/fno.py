@@ -7,13 +7,14 @@ Shapes: B batch, C channels, N points, K condition scalars, M modes.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups.models.conditioning import ConditionEmbedding
-from ups.models.layers import CircularConv, ModulatedGELU, ResidualNetwork, zeroed
+from ups.models.layers import CircularConv, ModulatedGELU, zeroed
 
 
-class FNO(ResidualNetwork):
+class FNO(nn.Module):
     """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N); zero at initialisation.
 
     Equivariant to shifts of the grid; `modes` counts the wave numbers that a layer mixes, from 0 up.
@@ -27,6 +28,13 @@ class FNO(ResidualNetwork):
         self.lift = nn.Conv1d(in_channels, width, 1)
         self.blocks = nn.ModuleList(FourierBlock(width, modes, kernel) for _ in range(blocks))
         self.project = zeroed(nn.Conv1d(width, out_channels, 1))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        embedding = self.embed(c)
+        h = self.lift(x)
+        for block in self.blocks:
+            h = block(h, embedding)
+        return self.project(F.gelu(h))
 
 
 class FourierBlock(nn.Module):

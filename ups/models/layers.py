@@ -37,20 +37,6 @@ class ResidualBlock(nn.Module):
         return h + self.conv(self.modulate(h, embedding))
 
 
-class ResidualNetwork(nn.Module):
-    """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N), at one resolution throughout.
-
-    Who derives from it makes the modules `embed`, `lift`, `blocks` and `project`.
-    """
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        embedding = self.embed(c)
-        h = self.lift(x)
-        for block in self.blocks:
-            h = block(h, embedding)
-        return self.project(F.gelu(h))
-
-
 class CircularConv(nn.Conv1d):
     """`padding_mode="circular"`, with a padding that may be wider than the field: coarse grids work too."""
 
