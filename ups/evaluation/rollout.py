@@ -15,9 +15,12 @@ from ups.data.trajectories import Trajectories
 Predictor = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
 """(u (B, N), nu (B,), time step, generator) -> the next frame (B, N)."""
 
+BATCH_SIZE = 64  # trajectories at a time, of every validation: a corrector draws its noise batch by batch, so another
+# number gives a trajectory other noise, and may select other weights
+
 
 @torch.no_grad()
-def rollout(step: Predictor, window: Trajectories, member: int = 0, batch_size: int = 64) -> Tensor:
+def rollout(step: Predictor, window: Trajectories, member: int = 0, batch_size: int = BATCH_SIZE) -> Tensor:
     """From the window's first frame, as many steps as it has further frames -> (S, T, N)."""
     generator = generator_of(window.u.device, 0, member)
     parts = []
@@ -31,7 +34,7 @@ def rollout(step: Predictor, window: Trajectories, member: int = 0, batch_size: 
 
 
 @torch.no_grad()
-def one_step(step: Predictor, window: Trajectories, batch_size: int = 64) -> Tensor:
+def one_step(step: Predictor, window: Trajectories, batch_size: int = BATCH_SIZE) -> Tensor:
     """Every frame of the window but the first, predicted from the true one before -> (S, T, N)."""
     samples, frames, points = window.u.shape
     pairs = Trajectories(
@@ -42,7 +45,7 @@ def one_step(step: Predictor, window: Trajectories, batch_size: int = 64) -> Ten
     return rollout(step, pairs, batch_size=batch_size * 8).reshape(samples, frames - 1, points)
 
 
-def ensemble(step: Predictor, window: Trajectories, members: int, batch_size: int = 64) -> Tensor:
+def ensemble(step: Predictor, window: Trajectories, members: int, batch_size: int = BATCH_SIZE) -> Tensor:
     """`members` rollouts with their own noise -> (M, S, T, N)."""
     return torch.stack([rollout(step, window, member, batch_size) for member in range(members)])
 

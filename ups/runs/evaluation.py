@@ -1,7 +1,6 @@
 """One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
 
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_st
 from ups.files import alone_in, nulled, write_json
 from ups.memory import Lever, Memory
 from ups.stages.stage import Stage
-from ups.training.obtain import load_checkpoint
+from ups.training.obtain import Obtained, load_checkpoint
 from ups.training.runtime import Runtime, choose_threads, set_up
 
 SHOWN = (
@@ -42,59 +41,79 @@ def run_evaluation(cfg: DictConfig) -> float:
 
 def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     runtime = set_up(**plain(cfg.runtime))
-    loaded = load_checkpoint(Path(cfg.checkpoint), runtime)
-    identity, stage = loaded.entry.identity, loaded.stage
-    members = members_of(stage, cfg.members)
-    others = {"persistence": (persistence, 1), "solver": (classical_solver, 1)}
-    stochastic = stage.stochastic
-    if cfg.compare is not None:
-        compared = load_checkpoint(Path(cfg.compare), runtime, "compare")
-        others["compare"] = (compared.stage.step, members_of(compared.stage, cfg.members))
-        stochastic |= compared.stage.stochastic
-    if cfg.members is not None and not stochastic:
-        raise UserError(f"members={cfg.members}: {identity.stage} is deterministic, it has no ensemble")
-
-    # null leaves no key
-    chosen = plain(cfg.dataset) if "dataset" in cfg else identity.content["dataset"]
-    refuse_seen(chosen, identity.content["dataset"], "checkpoint")
-    if cfg.compare is not None:
-        refuse_seen(chosen, compared.entry.identity.content["dataset"], "compare")
+    given = {key: cfg[key] for key in ("checkpoint", "compare") if cfg[key] is not None}
+    stages = {key: load_checkpoint(Path(path), runtime, key) for key, path in given.items()}
+    chosen = chosen_dataset(cfg, stages)
     window = scored_window(cfg, chosen, runtime)
-    truth = window.u[:, 1:]
-    scores = partial(scores_of, window=window, batch_size=cfg.batch_size)
-    noise = generator_of(runtime.device, 0)
-    part = window.split(cfg.batch_size)[0]
-    levers = lambda: [Lever("batch_size", cfg.batch_size), Lever("members", members)]
-    with Memory("the rollouts", levers, runtime.device):
-        choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
-        fields = ensemble(stage.step, window, members, cfg.batch_size)
-        metrics = scores(stage.step, fields)
-        if stage.stochastic:
-            metrics |= {"members": members, "evaluations_per_step": stage.evaluations_per_step}
-        other_fields, other_scores = {}, {}
-        for name, (step, count) in others.items():
-            rollouts = ensemble(step, window, count, cfg.batch_size)
-            other_fields[name], other_scores[name] = rollouts.mean(0), scores(step, rollouts)
-
-    columns = {"surrogate": metrics} | other_scores
-    versus = {name: ratio_of(metrics, scored) for name, scored in other_scores.items()}
-    metrics = metrics | {"baselines": {name: other_scores[name] for name in ("persistence", "solver")}}
-    metrics |= {f"versus_{name}": ratio for name, ratio in versus.items()}
-    if cfg.compare is not None:
-        facts = {"checkpoint": str(cfg.compare)} | {name: other_scores["compare"][name] for name in ("nrmse", "crps")}
-        metrics["versus_compare"] = facts | versus["compare"]
-    metrics |= {"checkpoint": str(cfg.checkpoint), "dataset": chosen, "trajectories": len(window)}
+    fields, scores = roll_out(cfg, stages, window, runtime)
+    versus = {name: ratio_of(scores["surrogate"], scores[name]) for name in scores if name != "surrogate"}
+    metrics = metrics_of(cfg, scores, versus) | {"dataset": chosen, "trajectories": len(window)}
     metrics["seconds"] = round(time.monotonic() - started, 1)
 
     write_json(folder / "metrics.json", nulled(metrics))
-    save_figures(folder / "figures", identity.stage, fields, truth, window.time_step, other_fields)
-    nu = ", ".join(f"{value:.3g}" for value in window.nu.unique().tolist())
-    title = f"{identity.folder}: nu {nu}, {truth.shape[2]} points, {truth.shape[1]} steps, {len(window)} trajectories"
-    if cfg.compare is not None:
-        title += f"; compare: {compared.entry.identity.folder}"
-    screen.print(table_of(title, columns, versus))
+    name, members = stages["checkpoint"].entry.identity.stage, fields.pop("surrogate")
+    save_figures(folder / "figures", name, members, window.u[:, 1:], window.time_step, fields)
+    screen.print(table_of(title_of(stages, window), scores, versus))
     screen.print(f"metrics.json and figures in {folder}")
     return metrics["nrmse"]
+
+
+def chosen_dataset(cfg: DictConfig, stages: dict[str, Obtained]) -> dict:
+    """The node of the dataset to score on; a `UserError` for what the stages cannot be scored on, or with."""
+    if cfg.members is not None and not any(each.stage.stochastic for each in stages.values()):
+        name = stages["checkpoint"].entry.identity.stage
+        raise UserError(f"members={cfg.members}: {name} is deterministic, it has no ensemble")
+    own = {key: each.entry.identity.content["dataset"] for key, each in stages.items()}
+    chosen = plain(cfg.dataset) if "dataset" in cfg else own["checkpoint"]  # null leaves no key
+    for key, dataset in own.items():
+        refuse_seen(chosen, dataset, key)
+    return chosen
+
+
+def roll_out(
+    cfg: DictConfig, stages: dict[str, Obtained], window: Trajectories, runtime: Runtime
+) -> tuple[dict[str, Tensor], dict[str, dict]]:
+    """By each predictor's name its rollouts, and their scores.
+
+    The surrogate's rollouts are (M, S, T, N), the others' the means over their members, (S, T, N).
+    """
+    stage = stages["checkpoint"].stage
+    baselines = {"persistence": (persistence, 1), "solver": (classical_solver, 1)}
+    predictors = {"surrogate": predictor_of(stage, cfg)} | baselines
+    if "compare" in stages:
+        predictors["compare"] = predictor_of(stages["compare"].stage, cfg)
+    members = predictors["surrogate"][1]
+    noise = generator_of(runtime.device, 0)
+    part = window.split(cfg.batch_size)[0]
+    levers = lambda: [Lever("batch_size", cfg.batch_size), Lever("members", members)]
+    fields, scores = {}, {}
+    with Memory("the rollouts", levers, runtime.device):
+        choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
+        for name, (step, count) in predictors.items():
+            rollouts = ensemble(step, window, count, cfg.batch_size)
+            scores[name] = scores_of(step, rollouts, window, cfg.batch_size)
+            fields[name] = rollouts if name == "surrogate" else rollouts.mean(0)
+    if stage.stochastic:
+        scores["surrogate"] |= {"members": members, "evaluations_per_step": stage.evaluations_per_step}
+    return fields, scores
+
+
+def metrics_of(cfg: DictConfig, scores: dict[str, dict], versus: dict[str, dict]) -> dict:
+    """The scores as metrics.json has them."""
+    metrics = scores["surrogate"] | {"baselines": {name: scores[name] for name in ("persistence", "solver")}}
+    metrics |= {f"versus_{name}": ratio for name, ratio in versus.items()}
+    if "compare" in scores:
+        facts = {"checkpoint": str(cfg.compare)} | {name: scores["compare"][name] for name in ("nrmse", "crps")}
+        metrics["versus_compare"] = facts | versus["compare"]
+    return metrics | {"checkpoint": str(cfg.checkpoint)}
+
+
+def title_of(stages: dict[str, Obtained], window: Trajectories) -> str:
+    samples, frames, points = window.u.shape
+    nu = ", ".join(f"{value:.3g}" for value in window.nu.unique().tolist())
+    checkpoint, *compared = (each.entry.identity.folder for each in stages.values())
+    title = f"{checkpoint}: nu {nu}, {points} points, {frames - 1} steps, {samples} trajectories"
+    return title + "".join(f"; compare: {folder}" for folder in compared)
 
 
 def refuse_seen(chosen: dict, own: dict, key: str) -> None:
@@ -119,8 +138,9 @@ def scored_window(cfg: DictConfig, chosen: dict, runtime: Runtime) -> Trajectori
     return test.window(initial_frame, rollout_steps, window_keys(cfg)).to(runtime.device)
 
 
-def members_of(stage: Stage, wanted: int | None) -> int:
-    return (wanted or stage.members) if stage.stochastic else 1
+def predictor_of(stage: Stage, cfg: DictConfig) -> tuple[Predictor, int]:
+    """A stage's step, and of how many members it is asked."""
+    return stage.step, (cfg.members or stage.members) if stage.stochastic else 1
 
 
 def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size: int) -> dict:
