@@ -92,7 +92,7 @@ def same_weights(result: dict, whole: dict, store: Path) -> bool:
 FULL = {  # what lies on the disk -> its override, its size, the key and the file that the line names
     "store": ("store=disk", "4000k", "store=FOLDER", "state.safetensors"),
     "cache": ("cache=disk", "300k", "cache=FOLDER", "train-nu0.01"),
-    "run": ("hydra.run.dir=disk", "24k", "hydra.run.dir=FOLDER", "disk/figures/operator_"),
+    "run": ("hydra.run.dir=disk", "28k", "hydra.run.dir=FOLDER", "disk/figures/operator_"),
     "hydra": ("hydra.run.dir=disk", "4k", "hydra.run.dir=FOLDER", ""),
     "events": ("hydra.run.dir=run", "4k", "hydra.run.dir=FOLDER", "run/tensorboard/events"),
 }

@@ -20,6 +20,7 @@ from ups.errors import first_line
 from ups.loggers.logger import Logger
 from ups.wandb import artifacts
 from ups.wandb.account import api_key
+from ups.wandb.settings import known_settings
 
 LEAST_ROOM = 1 << 16  # bytes on the disk
 MOST_WAITING = 10_000  # calls, a kilobyte each
@@ -185,9 +186,3 @@ class WandbLogger(Logger):
             import wandb
 
             wandb.teardown()
-
-
-def known_settings(wandb, **wanted):
-    """Versions of the client differ in their settings, and refuse one they do not know."""
-    known = wandb.Settings.model_fields
-    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})

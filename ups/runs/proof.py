@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from omegaconf import DictConfig, OmegaConf
-
 from ups.errors import UserError, first_line
-from ups.loggers.wandb import known_settings
-from ups.training.identity import identity_of
+from ups.runs.record import read_record
+from ups.training.identity import Identity, from_content
 from ups.training.store import Entry
 from ups.wandb import artifacts
 from ups.wandb.artifacts import Artifacts
+from ups.wandb.settings import known_settings
 
 RUN_FOLDER = re.compile(r"run-(?P<time>\d+_\d+)-(?P<id>.+)")
 INIT_TIMEOUT = 30  # seconds for the server's answer when a run is started
@@ -38,26 +37,24 @@ class MadeRun:
     """What a run of train.py left on this machine."""
 
     folder: Path
-    cfg: DictConfig
-    entries: list[Entry]  # of the chain, those that were started
+    project: str
+    entity: str | None
+    identity: Identity  # of the stage that was asked for
+    entries: list[Entry]  # of its chain, those that have something to lose
 
     @classmethod
     def read(cls, folder: Path) -> "MadeRun":
-        try:
-            cfg = OmegaConf.load(folder / ".hydra" / "config.yaml")
-            working_folder = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.cwd
-        except FileNotFoundError:
-            raise UserError(f"{folder} is not the folder of a run of train.py: it has no .hydra/config.yaml") from None
-        if "wandb" not in cfg.logger or not cfg.logger.wandb.checkpoints:
+        record = read_record(folder)
+        if record["wandb"] is None:
             raise UserError("the run uploads no checkpoints: it needs logger=wandb with logger.wandb.checkpoints=true")
-        store = Path(working_folder, cfg.store)
-        entries = [Entry(store, each) for each in identity_of(cfg).chain()]
-        return cls(folder, cfg, [entry for entry in entries if entry.is_trained or entry.is_started])
+        store, identity = folder.resolve() / record["store"], from_content(record["identity"])
+        entries = [Entry(store, each) for each in identity.chain()]
+        return cls(folder, **record["wandb"], identity=identity, entries=[each for each in entries if each.files()])
 
     @property
     def is_complete(self) -> bool:
         """The last stage, the one that was asked for, is trained."""
-        return any(entry.is_trained and entry.identity.digest == identity_of(self.cfg).digest for entry in self.entries)
+        return any(entry.is_trained and entry.identity.digest == self.identity.digest for entry in self.entries)
 
     @property
     def run_id(self) -> str | None:
@@ -78,7 +75,7 @@ def prove(made: MadeRun) -> str:
         if not any(folder.glob("*.wandb.synced")):
             sync(folder)
 
-    server = Artifacts(made.cfg.logger.wandb.project, made.cfg.logger.wandb.entity)
+    server = Artifacts(made.project, made.entity)
     lacking = {}
     for entry in made.entries:
         if difference := server.difference(entry.artifact, entry.files()):
@@ -120,8 +117,7 @@ def upload(made: MadeRun, lacking: dict[str, dict[str, Path]]) -> None:
     import wandb
 
     run = wandb.init(
-        project=made.cfg.logger.wandb.project, entity=made.cfg.logger.wandb.entity, id=made.run_id, resume="allow",
-        mode="online", dir=made.folder,
+        project=made.project, entity=made.entity, id=made.run_id, resume="allow", mode="online", dir=made.folder,
         settings=known_settings(
             wandb, silent=True, console="off", init_timeout=INIT_TIMEOUT,
             x_disable_meta=True, x_disable_stats=True, x_save_requirements=False,  # those are the training's

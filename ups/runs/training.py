@@ -22,6 +22,7 @@ from ups.machine import rank
 from ups.memory import Lever, Memory
 from ups.provenance import git_commit
 from ups.runs.lookup import fetch_missing
+from ups.runs.record import write_record
 from ups.signals import end_at_once_from_now_on
 from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
@@ -56,6 +57,8 @@ def run_training(cfg: DictConfig) -> float:
 def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: float) -> dict:
     """What each process does -> result.json. The first alone fills `loggers`, has callbacks and writes."""
     check(cfg)
+    if rank() == 0:
+        write_record(folder, cfg)
     runtime = set_up(**plain(cfg.runtime))
     identity, store = identity_of(cfg), Path(cfg.store)
     dataset = build(cfg.dataset, "dataset")
