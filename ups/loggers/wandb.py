@@ -1,6 +1,7 @@
 """Weights & Biases: online with a key, offline by itself without one. Whatever fails in it, the training goes on."""
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -44,6 +45,7 @@ class WandbLogger(Logger):
         self.checkpoints = checkpoints
         self.finish_timeout = finish_timeout
         self.run = None
+        self.reached: dict[str, float] = {}  # of each axis, by earlier starts of a run that is resumed
         self.sets_mode = False
         self.given_up = False
         self.lock = Lock()
@@ -89,10 +91,22 @@ class WandbLogger(Logger):
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         hidden = step_metric is None  # an axis is no chart of its own
-        self._call("define_metric", lambda: self.run.define_metric(name, step_metric=step_metric, hidden=hidden))
+
+        def define() -> None:
+            if hidden and self.run.resumed:
+                self.reached[name] = self.run.summary.get(name, -math.inf)
+            self.run.define_metric(name, step_metric=step_metric, hidden=hidden)
+
+        self._call("define_metric", define)
 
     def log(self, row: dict[str, float]) -> None:
-        self._call("log", lambda: self.run.log(row))
+        """But for what a run that is resumed has from its earlier starts: it would be there twice."""
+
+        def log() -> None:
+            if not any(row[axis] <= reached for axis, reached in self.reached.items() if axis in row):
+                self.run.log(row)
+
+        self._call("log", log)
 
     def log_figure(self, name: str, path: Path) -> None:
         def log() -> None:
