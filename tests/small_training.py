@@ -1,5 +1,6 @@
 """Stages of a problem of a few seconds, and their training; the data are the fixture `data`."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -48,7 +49,9 @@ def disturb(*networks):
 STAGES = {"operator": operator, "diffusion_residual": diffusion, "consistency_distill": student}
 
 
-def training(stage, data, folder, steps=20, evaluations=2, symmetries=()):
+def training(stage, data, folder, steps=20, evaluations=2, symmetries=(), **optimizer):
+    """`optimizer`: what is other than in OPTIMIZER."""
     content = {"stage": {"name": "any", "requires": None, "steps": steps}}
-    settings = LoopSettings("any", steps, 4, evaluations, OPTIMIZER, seed=0, symmetries=symmetries)
-    return Training(stage, settings, data, Entry(folder, from_content(content)))
+    optimizer = replace(OPTIMIZER, **optimizer)
+    settings = LoopSettings("any", steps, 4, evaluations, optimizer, seed=0, symmetries=symmetries)
+    return Training(stage, settings, data, Entry(folder, from_content(content)), made_by=RUNTIME.facts)

@@ -318,4 +318,23 @@ def test_a_killed_training_comes_home(server, machine):
 def test_a_folder_of_no_run_is_one_line(server, machine):
     (machine.folder / "run").mkdir(parents=True)
     code, line = machine.prove(server)
-    assert code == 1 and line.endswith("it has no .hydra/config.yaml") and os.listdir(machine.folder / "run") == []
+    assert code == 1 and line.endswith("it has no run.json") and os.listdir(machine.folder / "run") == []
+
+
+def test_what_repeats_a_step_that_was_not_finite_comes_home(server, machine, look_up):
+    """Also where no state was saved before it."""
+    broken = ("stage.optimizer.lr=1e12", "stage.optimizer.warmup=0")
+    run = machine.train(server, *broken)
+    assert "ups.runs.replay" in run.communicate(timeout=100)[1] and run.returncode == 1
+    entry = machine.entry()
+    (file,) = entry.glob("*.safetensors")
+    name = f"{entry.name}-unfinished"
+    assert file.name.startswith("nonfinite-")
+    assert machine.prove(server) == (0, f"results saved: {name} in tester/ups")
+    assert set(server.artifact(name).entries) == {"identity.json", file.name}
+
+    assert look_up(server, *broken) == {entry.name: f"tester/ups/{name}:v0"}
+    assert (look_up.store / entry.name / file.name).read_bytes() == file.read_bytes()
+    shutil.rmtree(look_up.store)
+    server.tamper(name, file.name, file.read_bytes()[:-100])
+    assert look_up(server, *broken) == {} and not list(look_up.store.glob("*"))

@@ -5,27 +5,32 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, train_config
-from small_training import OPTIMIZER, RUNTIME, STAGES, operator, student, training
+from small_training import OPTIMIZER, RUNTIME, STAGES, disturb, operator, student, training
 from torch import nn
 
 from ups.callbacks.callback import Callback
 from ups.callbacks.checkpoint import Checkpoint
 from ups.data.batches import batch_at
 from ups.errors import Interrupted, UserError
-from ups.runs.replay import batch_of
+from ups.runs.replay import batch_of, replay
+from ups.stages.stage import called_networks
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.identity import from_content, identity_of
-from ups.training.loop import Training, train
-from ups.training.obtain import build_chain, check_foreign, is_repeatable, settings_of
+from ups.training.loop import Training, train, training_step
+from ups.training.nonfinite import write_reproduction
+from ups.training.obtain import build_chain, check_foreign, is_repeatable, load_chain, obtain, settings_of, train_stage
 from ups.training.optimizer import Average, learning_rate
+from ups.training.plan import make_plan
 from ups.training.runtime import choose_threads, set_up
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
@@ -176,6 +181,7 @@ def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(name, scor
     original = run.stage.evaluate
 
     def evaluate(window):
+        assert window is data.validation
         weights.append({key: value.clone() for key, value in run.stage.network.state_dict().items()})
         return original(window) | {score: next(scores)}
 
@@ -183,6 +189,37 @@ def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(name, scor
     train(run, [], RUNTIME)
     assert run.best[score] == 0.2 and run.best["step"] == 10
     assert all(torch.equal(value, weights[1][key]) for key, value in run.stage.network.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [{"symmetries": ["translation"]}, {"average": 0.0}, {"clip": 1e-3}], ids=str)
+def test_each_setting_of_the_loop_changes_the_weights(change, data, tmp_path):
+    weights = []
+    for settings in ({}, {}, change):
+        run = training(operator(), data, tmp_path, steps=5, evaluations=1, **settings)
+        train(run, [], RUNTIME)
+        weights.append(torch.cat([tensor.flatten() for tensor in run.average.network.state_dict().values()]))
+    base, again, changed = weights
+    assert torch.equal(base, again) and (changed - base).abs().max() > 1e-4
+
+
+def test_half_precision_changes_a_step(data, tmp_path):
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        run = training(operator(), data, tmp_path)
+        disturb(run.stage.network)
+        training_step(run, replace(RUNTIME, precision=precision))
+        losses.append(float(run.values["loss"]))
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_a_seed_has_its_initial_weights_whatever_was_drawn_before():
+    def weights(*overrides):
+        stages = build_chain(identity_of(train_config("stage=diffusion_residual", *SMALL, *overrides)), RUNTIME)
+        torch.rand(7)
+        return torch.cat([parameter.flatten() for stage in stages for parameter in stage.network.parameters()])
+
+    first = weights()
+    assert torch.equal(weights(), first) and not torch.equal(weights("seed=1"), first)
 
 
 def fails_at(stage, steps, data):
@@ -246,33 +283,85 @@ def test_a_state_from_elsewhere_is_refused_if_it_would_not_load(data, tmp_path):
             check_foreign(entry, None, RUNTIME)
 
 
-def test_what_was_trained_on_other_weights_is_not_used(data, tmp_path, capsys):
-    identity = identity_of(train_config("stage=diffusion_residual", *SMALL))
-    below, entry = Entry(tmp_path, identity.requires), Entry(tmp_path, identity)
-    required, stage = build_chain(identity, RUNTIME)
-    first = {name: tensor.clone() for name, tensor in required.network.state_dict().items()}
-    scores = {"score": 1.0, "metrics": {"test": {"rollout_nrmse": 1.0, "one_step_nrmse": 1.0}}}
+class Chain:
+    """An operator, which counts as trained, and a stage that requires it."""
 
-    def train_below(change):
-        below.finish({name: tensor + change for name, tensor in first.items()}, [{"step": 1.0}], scores)
+    def __init__(self, store):
+        self.identity = identity_of(train_config("stage=diffusion_residual", *SMALL))
+        self.below, self.entry = Entry(store, self.identity.requires), Entry(store, self.identity)
+        self.required, self.stage = build_chain(self.identity, RUNTIME)
+        self.train_below(0)
 
-    train_below(0)
-    entry.save_state(Training(stage, settings_of(identity, "stage"), data, entry).state())
-    check_foreign(entry, below.required_sha256(), RUNTIME)
-    assert entry.load_state() is not None
-    train_below(1)
+    def train_below(self, change):
+        weights = {name: tensor + change for name, tensor in self.required.network.state_dict().items()}
+        self.below.finish(weights, [{"step": 1.0}], SCORES)
+
+    def training(self, data):
+        settings, sha256 = settings_of(self.identity, "stage"), self.entry.required_sha256()
+        return Training(self.stage, settings, data, self.entry, required=sha256, made_by=RUNTIME.facts)
+
+
+SCORES = {"score": 1.0, "metrics": {"test": {"rollout_nrmse": 1.0, "one_step_nrmse": 1.0}}}
+
+
+@pytest.fixture
+def chain(tmp_path):
+    return Chain(tmp_path / "store")
+
+
+def test_what_was_trained_on_other_weights_is_not_used(chain, data, capsys):
+    entry, first = chain.entry, chain.entry.required_sha256()
+    entry.save_state(chain.training(data).state())
+    check_foreign(entry, first, RUNTIME)
+    assert entry.load_state(first) is not None
+    chain.train_below(1)
     with pytest.raises(ValueError, match="other weights of its prerequisite"):
         check_foreign(entry, entry.required_sha256(), RUNTIME)
-    assert entry.load_state() is None and "its prerequisite has other weights by now" in capsys.readouterr().err
+    assert entry.load_state(entry.required_sha256()) is None
+    assert "its prerequisite has other weights by now" in capsys.readouterr().err
 
-    train_below(0)
-    entry.finish(stage.network.state_dict(), [{"step": 1.0}], scores)
-    entry.load_weights(stage.network)
-    train_below(1)
+    chain.train_below(0)
+    entry.finish(chain.stage.network.state_dict(), [{"step": 1.0}], SCORES | {"requires": first})
+    assert load_chain(chain.identity, entry.root, RUNTIME).entry is not chain.below
+    chain.train_below(1)
     with pytest.raises(ValueError, match="other weights of its prerequisite"):
         check_foreign(entry, entry.required_sha256(), RUNTIME)
-    with pytest.raises(UserError, match=f"was trained on other weights of {below.path.name}: remove"):
-        entry.load_weights(stage.network)
+    with pytest.raises(UserError, match=f"was trained on other weights of {chain.below.path.name}: remove"):
+        load_chain(chain.identity, entry.root, RUNTIME)
+
+
+@pytest.mark.parametrize("change", ["trained again", "removed"])
+def test_what_is_recorded_are_the_weights_that_were_loaded(change, chain, data):
+    """Whatever becomes of the prerequisite's folder while a stage trains on what it was."""
+    first, seen = chain.entry.required_sha256(), []
+
+    class Meanwhile(Callback):
+        def on_start(self, training):
+            shutil.rmtree(chain.below.path)
+            if change == "trained again":
+                chain.train_below(1)
+
+        def on_end(self, training):
+            seen.append(training.state().facts["requires"])
+
+    plan = make_plan(chain.identity, chain.entry.root, "train", {})
+    obtained = obtain(plan, lambda: data, [Meanwhile()], RUNTIME)
+    assert seen == [first] == [obtained.result["requires"]] and chain.entry.required_sha256() != first
+    chain.train_below(1)
+    with pytest.raises(UserError, match="was trained on other weights"):
+        load_chain(chain.identity, chain.entry.root, RUNTIME)
+
+
+def test_a_step_is_replayed_from_its_file_alone(chain, data, monkeypatch):
+    run = chain.training(data)
+    batch = batch_at(data.train, 4, run.stage.frames_per_sample - 1, 0, 0)
+    file = chain.entry.path / "nonfinite-0.safetensors"
+    write_reproduction(file, run, batch, RUNTIME)
+    monkeypatch.chdir(chain.entry.path)
+    assert replay(Path(file.name)).startswith("step 0: loss ")
+    for wrong, what in ((chain.entry.path, "Is a directory"), (Path("nonfinite-1.safetensors"), "No such file")):
+        with pytest.raises(UserError, match=f"{what}.*; it takes a nonfinite-STEP.safetensors"):
+            replay(wrong)
 
 
 def test_the_average_has_the_buffers_of_the_network():
@@ -334,6 +423,46 @@ def test_a_resume_keeps_the_threads_of_a_machine_like_this(facts, same):
     assert is_repeatable(state, RUNTIME) == same
     state.facts.pop("device")
     assert is_repeatable(state, RUNTIME) == (same or "device" in facts)
+
+
+class EndsAtOnce(Callback):
+    def on_start(self, training):
+        raise Interrupted(signal.SIGTERM, "enough")
+
+
+def test_a_resume_by_other_means_is_one_warning(chain, data, capsys):
+    """And a state that does not tell by which it was made is trusted."""
+
+    def start(*callbacks, **changes):
+        with pytest.raises(Interrupted):
+            train_stage(chain.below, None, data, [*callbacks], replace(RUNTIME, **changes), "stage.requires")
+        return capsys.readouterr().err
+
+    (chain.below.path / "result.json").unlink()
+    assert "warning" not in start(StopAt(2), Checkpoint(every=1))
+    assert "warning" not in start(EndsAtOnce())
+    (line,) = start(EndsAtOnce(), precision="bfloat16").splitlines()
+    assert line.startswith(f"warning: {chain.below.path} goes on with precision float32 -> bfloat16: its weights")
+    state = chain.below.load_state()
+    told = {name: fact for name, fact in state.facts.items() if name not in RUNTIME.facts}
+    chain.below.save_state(replace(state, facts=told))
+    assert "warning" not in start(EndsAtOnce(), precision="bfloat16")
+
+
+@pytest.mark.slow
+def test_compile_reaches_every_network_of_a_training(chain, data):
+    """Dynamo's import takes seconds; nothing is compiled before it is called."""
+    seen = []
+
+    class Look(EndsAtOnce):
+        def on_start(self, training):
+            seen.extend(called_networks(training.stage.network))
+            super().on_start(training)
+
+    with pytest.raises(Interrupted):
+        obtain(make_plan(chain.identity, chain.entry.root, "train", {}), lambda: data, [Look()],
+               replace(RUNTIME, compile=True))  # fmt: skip
+    assert seen and all(network._compiled_call_impl is not None for network in seen)
 
 
 def test_store_names_what_sets_an_entry_apart(tmp_path):

@@ -20,7 +20,7 @@ from ups.tensors import Damaged
 from ups.training.identity import Identity
 from ups.training.obtain import check_foreign
 from ups.training.runtime import Runtime
-from ups.training.store import TRAINED, UNFINISHED, Entry, unfinished
+from ups.training.store import Entry, is_file_of_an_entry, unfinished
 from ups.wandb.account import why_not_kept
 
 ANSWER_SECONDS = 10.0
@@ -53,9 +53,8 @@ def fetch_missing(identity: Identity, store: Path, cfg: DictConfig, runtime: Run
             if entry.identity.requires and entry.required_sha256() is None:
                 break  # its prerequisite is neither here nor there: trained anew, it will have other weights
             folder = entry.identity.folder
-            wanted = [(folder, TRAINED)] + ([] if entry.is_started else [(unfinished(entry.identity), UNFINISHED)])
-            for name, files in wanted:
-                if name in found and fetch(entry, found[name], files, runtime):
+            for name in [folder] if entry.is_started else [folder, unfinished(entry.identity)]:
+                if name in found and fetch(entry, found[name], runtime):
                     origins[folder] = found[name]["path"]
                     break
     except Unreachable as error:
@@ -68,7 +67,7 @@ def find(logger: DictConfig, entries: list[Entry]) -> dict[str, dict]:
     return json.loads(_ask(ANSWER_SECONDS, "find", logger.project, logger.entity or "", *names))
 
 
-def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime) -> bool:
+def fetch(entry: Entry, artifact: dict, runtime: Runtime) -> bool:
     """Download, check, and rename into the store; False, with a warning, if it is not what its name says."""
     entry.root.mkdir(parents=True, exist_ok=True)
     for old in entry.root.glob(f"{DOWNLOAD}*"):
@@ -79,6 +78,7 @@ def fetch(entry: Entry, artifact: dict, files: tuple[str, ...], runtime: Runtime
         foreign = Entry(Path(folder), entry.identity)
         foreign.path.mkdir()
         seconds = ANSWER_SECONDS + artifact["size"] / BYTES_PER_SECOND
+        files = filter(is_file_of_an_entry, artifact["files"])
         _ask(seconds, "download", artifact["path"], str(foreign.path.resolve()), *files)
         try:
             check_foreign(foreign, entry.required_sha256(), runtime)

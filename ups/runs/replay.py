@@ -6,6 +6,7 @@ With the weights before the step, its batch and its noise, which the file holds,
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -24,14 +25,16 @@ from ups.training.store import IDENTITY
 
 def replay(file: Path) -> str:
     """What the step does again, line by line."""
+    file = Path(os.path.abspath(file))  # its folder and the store around it count
+    takes = "it takes a nonfinite-STEP.safetensors"
     try:
         state = read_state(file)
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}; {takes}") from None
     except Damaged as error:
         raise UserError(f"{file} is damaged ({error})") from None
     if "batch" not in state.tensors:
-        raise UserError(f"{file} holds no step to repeat: it takes a nonfinite-STEP.safetensors")
+        raise UserError(f"{file} holds no step to repeat: {takes}")
     if state.facts["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{file}: its step was taken on a GPU: repeat it on a machine that has one")
     runtime = set_up(state.facts["device"], "auto", state.facts["precision"])

@@ -60,6 +60,8 @@ class Training:
     values: dict[str, Any] = field(default_factory=dict)  # of the last step: loss, lr, grad_norm and the loss's terms
     rows: list[dict[str, float]] = field(default_factory=list)  # the points of the charts so far
     seconds: float = 0.0  # in steps, over all starts
+    required: str | None = None  # the SHA-256 of the prerequisite's weights, as the stage has them
+    made_by: dict[str, str | bool] = field(default_factory=dict)  # `Runtime.facts`
     optimizer: SOAP = field(init=False)
     average: Average = field(init=False)  # of the weights: what is validated and kept
 
@@ -78,7 +80,7 @@ class Training:
     def state(self) -> State:
         facts = {
             "digest": self.entry.identity.digest,
-            "requires": self.entry.required_sha256(),
+            "requires": self.required,
             "step": self.step,
             "evaluated": self.evaluated,
             "skipped": self.skipped,
@@ -86,10 +88,9 @@ class Training:
             "values": {name: float(value) for name, value in self.values.items()},
             "rows": self.rows,
             "seconds": self.seconds,
-            "device": self.data.train.u.device.type,
             "threads": torch.get_num_threads(),  # another number sums in another order,
             "processes": processes(),  # and so do more or fewer processes
-        }
+        } | self.made_by
         return State(facts, {
             "network": self.stage.network.state_dict(),
             "average": self.average.network.state_dict(),

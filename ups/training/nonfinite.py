@@ -40,8 +40,7 @@ def write_reproduction(file, training, batch: Batch, runtime: Runtime) -> None:
     """The state before the step, and its batch with the generator's state."""
     state: State = training.state()
     fields = {"u": batch.u, "nu": batch.nu, "sample": batch.sample, "frame": batch.frame}
-    facts = state.facts | {"time_step": batch.time_step, "size": batch.size, "precision": runtime.precision}
-    facts["device"] = runtime.device.type
+    facts = state.facts | {"time_step": batch.time_step, "size": batch.size} | runtime.facts
     training.entry.begin()
     write_state(file, replace(
         state, facts=facts, tensors=state.tensors | {"batch": fields | {"generator": batch.generator.get_state()}}

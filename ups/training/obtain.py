@@ -14,6 +14,7 @@ from torch import nn
 
 from ups.callbacks.callback import Callback
 from ups.config import LOOP_KEYS, build, keyed
+from ups.console import console
 from ups.data.batches import batch_at, generator_of
 from ups.data.trajectories import Dataset, Splits
 from ups.errors import UserError
@@ -29,7 +30,7 @@ from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import Planned
 from ups.training.runtime import Runtime, choose_threads, compile_each, max_threads
 from ups.training.state import State, read_state
-from ups.training.store import IDENTITY, STATE, Entry, on_other_weights
+from ups.training.store import IDENTITY, RESULT, STATE, Entry, on_other_weights
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Obtained:
     stage: Stage
     result: dict
 
+    @property
+    def sha256(self) -> str:
+        """Of its weights."""
+        return self.result["sha256"]
+
 
 def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Runtime) -> Obtained:
     """Walk the plan. `data_of()` gives the splits and is called only if something has to be trained."""
-    obtained = None
+    required = None
     for place, planned in enumerate(plan, 1):
-        required = obtained.stage if obtained else None
         entry, key = planned.entry, key_of(place, plan)
         with claimed(entry) as ours:
             if ours:
@@ -52,8 +57,8 @@ def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Run
                 planned.action = "found"
                 for callback in callbacks:
                     callback.on_found(entry)
-        obtained = load(entry, required, runtime)
-    return obtained
+        required = load(entry, required, runtime)
+    return required
 
 
 @contextmanager
@@ -71,12 +76,12 @@ def claimed(entry: Entry) -> Iterator[bool]:
         yield by_first(claim)
 
 
-def load(entry: Entry, required: Stage | None, runtime: Runtime) -> Obtained:
+def load(entry: Entry, required: Obtained | None, runtime: Runtime) -> Obtained:
     """A trained stage with its best weights, frozen."""
-    stage = build_stage(entry.identity, required, runtime)
-    entry.load_weights(stage.network)
+    stage = build_stage(entry.identity, required and required.stage, runtime)
+    result = entry.load_weights(stage.network, required and required.sha256)
     stage.network.requires_grad_(False).eval()
-    return Obtained(entry, stage, entry.result())
+    return Obtained(entry, stage, result)
 
 
 def load_checkpoint(checkpoint: Path, runtime: Runtime, key: str = "checkpoint") -> Obtained:
@@ -98,7 +103,7 @@ def load_chain(identity: Identity, store: Path, runtime: Runtime) -> Obtained:
         if not entry.is_trained:
             lacks = "is not finished" if entry.is_started else "is missing"
             raise UserError(f"{entry.path} {lacks}, and {identity.folder} requires it: train or copy it")
-        obtained = load(entry, obtained.stage if obtained else None, runtime)
+        obtained = load(entry, obtained, runtime)
     return obtained
 
 
@@ -131,17 +136,25 @@ def check_foreign(entry: Entry, required: str | None, runtime: Runtime) -> None:
     if Identity(content, None).digest != entry.identity.digest:
         raise ValueError(f"its {IDENTITY} is of another stage")
     stage = build_chain(entry.identity, runtime)[-1]
-    state = None if entry.is_trained else read_state(entry.path / STATE)
-    if state and state.facts["digest"] != entry.identity.digest:
-        raise ValueError(f"its {STATE} is of another stage")
-    if on_other_weights((state.facts if state else entry.result()).get("requires"), required):
-        raise ValueError("it was trained on other weights of its prerequisite than are here")
-    if state:
-        is_repeatable(state, runtime)
-        Training(stage, settings_of(entry.identity, "stage"), None, entry).load_state(state)
-    else:
+    if entry.is_trained:
+        check_required(entry.result(), required)
         entry.rows()
         entry.load_weights(stage.network)
+        return
+    states = {name: read_state(file) for name, file in entry.files().items() if name != IDENTITY}
+    if not states:
+        raise ValueError(f"it has neither a {RESULT} nor a {STATE}")
+    for name, state in states.items():
+        if state.facts["digest"] != entry.identity.digest:
+            raise ValueError(f"its {name} is of another stage")
+        check_required(state.facts, required)
+        check_tells_its_machine(state)
+        Training(stage, settings_of(entry.identity, "stage"), None, entry).load_state(state)
+
+
+def check_required(trained: dict, required: str | None) -> None:
+    if on_other_weights(trained.get("requires"), required):
+        raise ValueError("it was trained on other weights of its prerequisite than are here")
 
 
 def build_chain(identity: Identity, runtime: Runtime) -> list[Stage]:
@@ -180,18 +193,20 @@ def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
 
 
 def train_stage(
-    entry: Entry, required: Stage | None, data: Splits, callbacks: list[Callback], runtime: Runtime, key: str
+    entry: Entry, required: Obtained | None, data: Splits, callbacks: list[Callback], runtime: Runtime, key: str
 ) -> str:
     """Train or resume one stage, which stands at `key` in the config; -> "trained" or "resumed"."""
     settings = settings_of(entry.identity, key)
-    stage = build_stage(entry.identity, required, runtime, key)
+    stage = build_stage(entry.identity, required and required.stage, runtime, key)
+    sha256 = required and required.sha256
     check_data(settings, stage, data)
     with building(entry.identity, key, runtime.device):  # its average and the optimizer's memory are many more
-        training = Training(stage, settings, data, entry)
+        training = Training(stage, settings, data, entry, required=sha256, made_by=runtime.facts)
     with first_ahead():  # it sets aside a state that cannot be read
-        state = entry.load_state()
+        state = entry.load_state(sha256)
     if state:
         training.load_state(state)
+        warn_of_changes(entry, state, runtime)
     if state and by_first(lambda: is_repeatable(state, runtime)):  # one answer: what follows is done by all
         if runtime.threads is None:
             torch.set_num_threads(state.facts["threads"])
@@ -210,6 +225,7 @@ def train_stage(
         "metrics": {"validation": training.best, "test": scores},
         "parameters": parameter_count(stage.network),
         "made_by": provenance(runtime.device, runtime.precision),
+        "requires": sha256,
         "skipped": training.skipped,
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},
     }))  # fmt: skip
@@ -233,6 +249,23 @@ def is_repeatable(state: State, runtime: Runtime) -> bool:
     device = state.facts.get("device", runtime.device.type)  # older states do not tell
     alike = (device, state.facts["processes"]) == (runtime.device.type, processes())
     return alike and state.facts["threads"] <= max_threads()
+
+
+def check_tells_its_machine(state: State) -> None:
+    """Raise a `KeyError` if `is_repeatable` could not answer for the state."""
+    if lacking := {"processes", "threads"} - state.facts.keys():
+        raise KeyError(min(lacking))
+
+
+def warn_of_changes(entry: Entry, state: State, runtime: Runtime) -> None:
+    """Where a state goes on otherwise than it was begun; of what older ones do not tell, nothing is said."""
+    before, now = state.facts, runtime.facts
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    if changes:
+        console.print(
+            f"warning: {entry.path} goes on with {', '.join(changes)}: its weights will not be those of an "
+            "uninterrupted training"
+        )
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -31,6 +31,12 @@ class Runtime:
     on_nonfinite: str
     max_skipped: int
 
+    @property
+    def facts(self) -> dict[str, str | bool]:
+        """What a training's weights depend on beside its config, and up to rounding or more."""
+        made_by = {"device": self.device.type, "precision": self.precision, "compile": self.compile}
+        return made_by | {"torch": torch.__version__}
+
     def autocast(self) -> AbstractContextManager:
         if self.precision == "float32":
             return nullcontext()

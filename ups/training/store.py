@@ -7,12 +7,15 @@
     result.json            the scores, by what they were made, and the SHA-256 of the weights and of the prerequisite's;
                            written last, so a folder that has it is complete
     state.safetensors, state.previous.safetensors   what an unfinished training resumes from
+    nonfinite-STEP.safetensors      the state and the batch of a step whose loss or gradient was not finite
+    state*.safetensors.damaged      a state that could not be read, set aside
 
 Everything is written to a temporary name, synced and renamed.
 """
 
 import csv
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +32,7 @@ IDENTITY, WEIGHTS, METRICS, RESULT = "identity.json", "weights.safetensors", "me
 FIGURES = "figures"
 STATE, PREVIOUS = "state.safetensors", "state.previous.safetensors"
 TRAINED = (IDENTITY, WEIGHTS, METRICS, RESULT)
-UNFINISHED = (IDENTITY, STATE)
+NONFINITE = re.compile(r"nonfinite-\d+\.safetensors")
 
 
 class Entry:
@@ -58,10 +61,13 @@ class Entry:
         return self.identity.folder if self.is_trained else unfinished(self.identity)
 
     def files(self) -> dict[str, Path]:
-        """What it takes to use it, or to go on with it, elsewhere: the names there, the files here."""
+        """What it takes to use it, to go on with it or to look into it elsewhere: the names there, the files here."""
         if self.is_trained:
             return {name: self.path / name for name in TRAINED}
-        return {IDENTITY: self.path / IDENTITY, STATE: self._states()[0]}
+        files = {file.name: file for file in self.path.glob("*") if NONFINITE.fullmatch(file.name)}
+        if states := self._states():
+            files[STATE] = states[0]
+        return files and {IDENTITY: self.path / IDENTITY} | files
 
     def adopt(self, other: "Entry") -> None:
         """Take the files of an entry of another store on this disk; the result comes last, as in a training."""
@@ -69,9 +75,8 @@ class Entry:
             if self.is_trained or (self.is_started and not other.is_trained):
                 return  # by a run that was faster
             self.path.mkdir(exist_ok=True)
-            for name in (IDENTITY, WEIGHTS, METRICS, STATE, RESULT):
-                if (other.path / name).exists():
-                    os.replace(other.path / name, self.path / name)
+            for name, file in other.files().items():
+                os.replace(file, self.path / name)
             if self.is_trained:
                 self.remove_states()
 
@@ -103,9 +108,12 @@ class Entry:
         self.begin()
         write_state(self.path / STATE, state, keep_as=self.path / PREVIOUS)
 
-    def load_state(self) -> State | None:
-        """The newest sound state; one that is damaged is set aside, with a line that says so."""
-        files, required = self._states(), self.required_sha256()
+    def load_state(self, required: str | None = None) -> State | None:
+        """The newest sound state; one that is damaged is set aside, with a line that says so.
+
+        `required`: the SHA-256 of its prerequisite's weights, as they are in memory.
+        """
+        files = self._states()
         for file in files:
             try:
                 state = read_state(file)
@@ -128,17 +136,18 @@ class Entry:
         return None
 
     def finish(self, weights: dict[str, Tensor], rows: list[dict[str, float]], result: dict) -> None:
+        """`result`: with the SHA-256 of the prerequisite's weights as "requires"."""
         self.begin()
         digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
-        write_json(self.path / RESULT, nulled(result) | {"sha256": digest, "requires": self.required_sha256()})
+        write_json(self.path / RESULT, nulled(result) | {"sha256": digest})
         self.remove_states()
 
-    def load_weights(self, network: nn.Module) -> None:
-        """Of a trained entry."""
+    def load_weights(self, network: nn.Module, required: str | None = None) -> dict:
+        """Of a trained entry, whose result is returned. `required`: as of `load_state`."""
         file, again = self.path / WEIGHTS, f"remove {self.path} and train it again"
         result = self.result()
-        if on_other_weights(result.get("requires"), self.required_sha256()):
+        if on_other_weights(result.get("requires"), required):
             raise UserError(f"{self.path} was trained on other weights of {self.identity.requires.folder}: {again}")
         try:
             tensors, metadata = read_tensors(file)
@@ -151,6 +160,7 @@ class Entry:
             raise UserError(f"{file} is damaged ({error}): {again}") from error
         except RuntimeError as error:
             raise UserError(f"{file} does not fit its identity.json ({first_line(error)}): {again}") from error
+        return result
 
     def required_sha256(self) -> str | None:
         """The SHA-256 of the weights that its prerequisite has in this store."""
@@ -191,6 +201,11 @@ class Entry:
 def on_other_weights(recorded: str | None, required: str | None) -> bool:
     """Whether something was trained on other weights than are there; what did not record them is trusted."""
     return None not in (recorded, required) and recorded != required
+
+
+def is_file_of_an_entry(name: str) -> bool:
+    """Whether `Entry.files` may have the name: of what somebody else keeps as an entry, nothing else is taken."""
+    return name in (*TRAINED, STATE) or bool(NONFINITE.fullmatch(name))
 
 
 def unfinished(identity: Identity) -> str:

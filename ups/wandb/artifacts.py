@@ -1,6 +1,6 @@
 """Stages as W&B artifacts: one is named by the stage's folder in the store and holds that entry's files.
 
-    python -m ups.wandb.artifacts find PROJECT ENTITY NAME...           -> {NAME: {path, size}} of those that are there
+    python -m ups.wandb.artifacts find PROJECT ENTITY NAME...       -> {NAME: {path, size, files}} of those there
     python -m ups.wandb.artifacts download PATH FOLDER FILE...
 
 It is a command because its caller can then put a bound on it: the client asks a server that does not answer again and
@@ -100,7 +100,10 @@ def find(project: str, entity: str, *names: str) -> dict[str, dict]:
     artifacts = Artifacts(project, entity or None)
     found = {name: artifacts.find(name) for name in names}
     return {
-        name: {"path": f"{artifacts.project}/{name}:{artifact.version}", "size": artifact.size}
+        name: {
+            "path": f"{artifacts.project}/{name}:{artifact.version}", "size": artifact.size,
+            "files": list(artifact.manifest.entries),
+        }
         for name, artifact in found.items() if artifact is not None and artifact.state == "COMMITTED"
     }  # fmt: skip
 
