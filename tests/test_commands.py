@@ -15,9 +15,13 @@ import pytest
 import torch
 import wandb_log
 from conftest import DRAWN, ROOT, SMALL, clean_environment, foreign
+from machines import Machine, steps_of, wait_for
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ups.files import alone_in
+from ups.launch.rehearsal.wandb_server import WandbServer
+from ups.runs.proof import MadeRun
 from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
@@ -41,7 +45,9 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
     assert answer.returncode == 0, answer.stderr
     (folder,) = run_folders(tmp_path)
     result = json.loads((folder / "result.json").read_text())
-    assert [(line["stage"], line["action"]) for line in result["plan"]] == [(name, "trained") for name in STAGES]
+    assert [(line["stage"], line["action"], line["steps"]) for line in result["plan"]] == [
+        (name, "trained", 6) for name in STAGES
+    ]  # fmt: skip
     assert result["stage"] == "consistency_distill" and result["seed"] == 0
     assert result["score"] == result["metrics"]["validation"]["rollout_nrmse"] > 0
     assert (tmp_path / result["checkpoint"] / "weights.safetensors").exists()
@@ -50,6 +56,7 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
         *(f"{name}_ensemble.png" for name in STAGES[1:]),
     }
     assert answer.stderr.count("wandb: offline") == 1 and "wandb sync" in answer.stderr
+    assert "operator 6/6" in answer.stderr
 
     # What W&B's own log holds is what the CSV file holds: the first step, every second one, and each evaluation.
     run = wandb_log.read(folder)
@@ -94,27 +101,32 @@ def test_a_gpu_gives_the_same_weights_twice(command, tmp_path):
 def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     # `stage.evaluations` would be of the job's own stage, and so make two different operators.
     shared = [override for override in SMALL if not override.startswith("stage.")]
-    answer = command("train.py", "-m", "stage=operator,diffusion_residual", "logger=none", *shared)
+    kept = "+hydra.callbacks.returned._target_=returned.Returned"
+    answer = command("train.py", "-m", "stage=operator,diffusion_residual", "logger=none", kept, *shared,
+                     PYTHONPATH=str(ROOT / "tests"))  # fmt: skip
     assert answer.returncode == 0, answer.stderr
-    actions = [json.loads((folder / "result.json").read_text())["plan"] for folder in run_folders(tmp_path)]
-    assert [[line["action"] for line in plan] for plan in actions] == [["trained"], ["found", "trained"]]
+    results = [json.loads((folder / "result.json").read_text()) for folder in run_folders(tmp_path)]
+    actions = [[line["action"] for line in result["plan"]] for result in results]
+    assert actions == [["trained"], ["found", "trained"]]
+    returned = [float(line) for line in (tmp_path / "returned").read_text().splitlines()]
+    assert returned == [result["score"] for result in results]
 
 
-def test_two_same_commands_at_once_train_once(tmp_path, cache):
-    arguments = [sys.executable, str(ROOT / "train.py"), "logger=none", f"cache={cache}", *SMALL, "budget.operator=30"]
-    runs = [
-        subprocess.Popen(arguments, cwd=tmp_path, env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    errors = [run.communicate(timeout=100)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
-    plans = [json.loads((folder / "result.json").read_text())["plan"] for folder in run_folders(tmp_path)]
-    actions = [plan[0]["action"] for plan in plans]
-    assert sorted(actions) == ["found", "trained"]
+def test_a_run_that_is_refused_hides_nothing_from_the_proof(command, tmp_path):
+    """Hydra writes its files into the folder before the run can find that it is in use."""
+    assert command("train.py", *SMALL, "hydra.run.dir=run").returncode == 0
+    folder = tmp_path / "run"
+    result = json.loads((folder / "result.json").read_text())
+    with alone_in(folder):
+        refused = command("train.py", *SMALL, "hydra.run.dir=run", "seed=1")
+    assert refused.returncode == 1 and "another run is writing in" in refused.stderr
+    assert "seed: 1" in (folder / ".hydra" / "config.yaml").read_text()
+    made = MadeRun.read(folder)
+    assert made.is_complete and [entry.identity.digest for entry in made.entries] == [result["digest"]]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_the_same_command_goes_on(number, code, command, tmp_path, cache):
+def test_a_signal_saves_the_state_and_closes_the_tracker(number, code, command, tmp_path, cache):
     overrides = ["logger=wandb", *SMALL, "budget.operator=40000", "stage.evaluations=1"]  # many minutes
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={cache}"], cwd=tmp_path, text=True,
@@ -137,6 +149,24 @@ def test_a_signal_saves_and_the_same_command_goes_on(number, code, command, tmp_
     assert str(step) in error
 
 
+def test_a_run_that_is_resumed_has_every_point_once_on_wandb(tmp_path, cache):
+    """As on a rented machine that is started again: the new process logs the rows of the state, into the same run."""
+    machine = Machine(tmp_path / "machine", cache)
+    same_run = {"WANDB_RUN_ID": "abc", "WANDB_RESUME": "allow"}
+    with WandbServer() as server:
+        run = machine.train(server, "budget.operator=400", **same_run)
+        wait_for(lambda: (machine.folder / "run" / "metrics.csv").exists() and len(machine.rows()) > 3)
+        run.send_signal(signal.SIGTERM)
+        assert "Traceback" not in run.communicate(timeout=30)[1] and run.returncode == 143
+        (made,) = server.runs.values()
+        assert len(steps_of(made.rows)) > 1
+
+        result, _ = machine.trained(server, "budget.operator=400", **same_run)
+        assert [line["action"] for line in result["plan"]] == ["resumed"]
+        (made,) = server.runs.values()
+        assert steps_of(made.rows) == steps_of(machine.rows()) and made.state == "finished"
+
+
 def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(command, tmp_path):
     answer = command("train.py", *SMALL, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0")
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
@@ -152,7 +182,7 @@ def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(comm
     assert re.search(r"first output that is not finite: \w", again.stdout)
 
 
-@pytest.mark.parametrize("loggers", ["none", "csv", "[wandb,csv,tensorboard]"])
+@pytest.mark.parametrize("loggers", ["csv", "[wandb,csv,tensorboard]"])
 def test_metrics_csv_is_written_whatever_the_logger(loggers, command, tmp_path):
     answer = command("train.py", f"logger={loggers}", *SMALL)
     assert answer.returncode == 0, answer.stderr
@@ -168,9 +198,12 @@ def test_metrics_csv_is_written_whatever_the_logger(loggers, command, tmp_path):
 def test_tensorboard_has_every_point_of_both_stages_over_its_own_step(command, tmp_path):
     """Once, though the second start in the folder shows the first stage again."""
     folder = tmp_path / "run"
-    for stage in STAGES[:2]:
-        answer = command("train.py", "logger=tensorboard", f"stage={stage}", "hydra.run.dir=run", *DRAWN)
+    # `stage.evaluations` of DRAWN is the job's own stage's.
+    for chosen in (["stage=operator"], ["stage=diffusion_residual", "stage.requires.evaluations=2"]):
+        answer = command("train.py", "logger=tensorboard", *chosen, "hydra.run.dir=run", *DRAWN)
         assert answer.returncode == 0, answer.stderr
+    plan = json.loads((folder / "result.json").read_text())["plan"]
+    assert [line["action"] for line in plan] == ["found", "trained"]
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
     expected = {}
     for row in metrics_of(folder):
@@ -180,7 +213,8 @@ def test_tensorboard_has_every_point_of_both_stages_over_its_own_step(command, t
                 expected.setdefault(name, []).append((int(row[axis]), pytest.approx(float(value), rel=1e-6)))
     points = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
     assert points == expected
-    assert [step for step, _ in points["training/diffusion_residual/loss"]] == [1, 2, 3, 4, 6]
+    for stage in STAGES[:2]:
+        assert [step for step, _ in points[f"training/{stage}/loss"]] == [1, 2, 3, 4, 6]
     images = {name.removeprefix("figures/").replace("/", "_") for name in events.Tags()["images"]}
     assert images == {path.stem for path in (folder / "figures").glob("*.png")}
 
@@ -231,6 +265,8 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path, cache, d
             assert ratio["ratio"] == pytest.approx(metrics["nrmse"] / metrics["baselines"][other]["nrmse"], rel=1e-5)
             assert ratio["low"] < ratio["ratio"] < ratio["high"]
         assert metrics["trajectories"] == 8 and metrics["seconds"] > 0
+        trained = json.loads((checkpoint / "result.json").read_text())["metrics"]["test"]
+        assert metrics["nrmse"] == pytest.approx(trained["rollout_nrmse"], rel=1e-4)
         corrector = {"members", "spread_skill", "rank_histogram", "evaluations_per_step"}
         assert bool(corrector & set(metrics)) == (corrector <= set(metrics)) == (name == "diffusion_residual")
         if name == "diffusion_residual":
@@ -295,7 +331,16 @@ def test_evaluate_names_each_nu_and_members_are_of_either_stage(command, tmp_pat
     metrics = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
     errors = metrics["nrmse_of_nu"]
     assert set(errors) == {"0.1", "0.05"} and sum(errors.values()) / 2 == pytest.approx(metrics["nrmse"], rel=1e-5)
+    assert errors["0.1"] == pytest.approx(sum(metrics["nrmse_per_trajectory"][:2]) / 2, rel=1e-5)  # in nu's order
     assert "of nu 0.05" in answer.stdout and "nu 0.05, 0.1, 64 points, 5 steps" in answer.stdout
+
+    next(tmp_path.rglob("metrics.json")).unlink()
+    chosen = ["members=3", "initial_frame=2", "rollout_steps=5"]
+    assert command("evaluate.py", f"checkpoint={corrector}", *chosen, *fields).returncode == 0
+    others = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
+    assert others["members"] == 3 and len(others["rank_histogram"]) == 4
+    of_persistence = [each["baselines"]["persistence"]["nrmse_per_frame"] for each in (metrics, others)]
+    assert all(late != early for late, early in zip(*of_persistence, strict=True))
 
 
 def test_training_on_pdebench_files(command, tmp_path):

@@ -13,6 +13,7 @@ from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, r
 from ups.evaluation.plots import ensemble_panels, save_figures, space_time
 from ups.evaluation.rollout import ensemble, one_step, rollout
 from ups.files import nulled, write_json
+from ups.runs.evaluation import refuse_seen
 
 
 def test_metrics_by_hand():
@@ -177,6 +178,17 @@ def test_members_have_their_own_noise_and_can_be_repeated():
     members = ensemble(noisy, window(), 2)
     assert (members[0] - members[1]).abs().max() > 0.1
     assert torch.equal(members, ensemble(noisy, window(), 2))
+
+
+def test_trajectories_that_a_stage_has_seen_are_refused(tmp_path):
+    file, folder = str(tmp_path / "data" / "one.hdf5"), str(tmp_path / "data")
+    for chosen, own in ((file, file), (folder, file), (file, folder)):
+        refuse_seen({"path": chosen, "test": 4}, {"path": own, "test": 4}, "checkpoint")
+        with pytest.raises(UserError, match=r"^dataset\.test=5: the stage of compare has seen all but the first 4"):
+            refuse_seen({"path": chosen, "test": 5}, {"path": own, "test": 4}, "compare")
+    for other in ({"path": str(tmp_path / "data" / "two.hdf5"), "test": 5}, {"path": str(tmp_path / "more"), "test": 5},
+                  {"nu": 0.01, "test": 5}):  # fmt: skip
+        refuse_seen(other, {"path": file, "test": 4}, "checkpoint")
 
 
 def test_a_window_beyond_the_data_is_refused():
