@@ -319,6 +319,9 @@ def test_a_folder_of_no_run_is_one_line(server, machine):
     (machine.folder / "run").mkdir(parents=True)
     code, line = machine.prove(server)
     assert code == 1 and line.endswith("it has no run.json") and os.listdir(machine.folder / "run") == []
+    (machine.folder / "run" / ".hydra").mkdir()  # as of a run that ended at once
+    code, line = machine.prove(server)
+    assert code == 0 and line == "results saved: no stage was started, there is nothing to lose"
 
 
 def test_what_repeats_a_step_that_was_not_finite_comes_home(server, machine, look_up):

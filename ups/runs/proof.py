@@ -26,6 +26,7 @@ from ups.wandb.settings import known_settings
 
 RUN_FOLDER = re.compile(r"run-(?P<time>\d+_\d+)-(?P<id>.+)")
 INIT_TIMEOUT = 30  # seconds for the server's answer when a run is started
+NOTHING = "no stage was started, there is nothing to lose"
 
 
 class OutOfTime(BaseException):
@@ -43,8 +44,11 @@ class MadeRun:
     entries: list[Entry]  # of its chain, those that have something to lose
 
     @classmethod
-    def read(cls, folder: Path) -> "MadeRun":
+    def read(cls, folder: Path) -> "MadeRun | None":
+        """None for a run that ended before it had anything to train."""
         record = read_record(folder)
+        if record is None:
+            return None
         if record["wandb"] is None:
             raise UserError("the run uploads no checkpoints: it needs logger=wandb with logger.wandb.checkpoints=true")
         store, identity = folder.resolve() / record["store"], from_content(record["identity"])
@@ -98,7 +102,7 @@ def prove(made: MadeRun) -> str:
     if made.run_id and (state := server.run_state(made.run_id)) not in settled:
         raise UserError(f"the run {made.run_id} is {state} after all was sent")
     names = ", ".join(entry.artifact for entry in made.entries)
-    return f"{names} in {server.project}" if names else "no stage was started, there is nothing to lose"
+    return f"{names} in {server.project}" if names else NOTHING
 
 
 def sync(folder: Path) -> None:
@@ -136,7 +140,8 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.setitimer(signal.ITIMER_REAL, arguments.timeout, 1)  # again each second, should the client swallow it
     try:
-        print(f"results saved: {prove(MadeRun.read(arguments.folder))}", flush=True)
+        made = MadeRun.read(arguments.folder)
+        print(f"results saved: {prove(made) if made else NOTHING}", flush=True)
         return 0
     except OutOfTime:
         reason = f"no answer from W&B in {arguments.timeout} s"

@@ -28,8 +28,11 @@ def write_record(folder: Path, cfg: DictConfig) -> None:
     })  # fmt: skip
 
 
-def read_record(folder: Path) -> dict:
+def read_record(folder: Path) -> dict | None:
+    """None if the run ended before it had anything to train."""
     try:
         return json.loads((folder / RECORD).read_text())
     except FileNotFoundError:
+        if (folder / ".hydra").exists():
+            return None
         raise UserError(f"{folder} is not the folder of a run of train.py: it has no {RECORD}") from None
