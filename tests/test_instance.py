@@ -316,7 +316,7 @@ def test_hang_past_the_deadline(renter):
     """The training is stopped while there is time to upload its state; then the machine destroys itself."""
     short, started = renter.short, time.time()
     number = renter.rent("hang", seconds=short)
-    output = renter.gone(number, short + 10)
+    output = renter.gone(number)
     assert "deadline is near" in output and "Training failed (124)" in output
     assert renter.file(number, "proofs").exists() and time.time() - started < short + 4
 
@@ -325,7 +325,7 @@ def test_a_training_that_hears_no_signal(renter):
     """It is killed, and its last state uploaded."""
     short = renter.short
     number = renter.rent("deaf", seconds=short)
-    assert "Training failed (124)" in renter.gone(number, short + 4)
+    assert "Training failed (124)" in renter.gone(number)
     assert renter.file(number, "proofs").exists()
 
 
@@ -337,7 +337,7 @@ def test_a_script_that_hangs(renter):
     for process in renter.server.machine_of(number).processes():
         if not is_timer(process):
             process.suspend()
-    renter.gone(number, short + 6)
+    renter.gone(number)
     assert time.time() - started > short - 1
 
 
@@ -353,7 +353,7 @@ def test_main_script_killed(renter):
         os.killpg(group, signal.SIGKILL)
     time.sleep(0.5)
     assert len(timers) == 1 and [p.pid for p in renter.server.machine_of(number).processes()] == [timers[0].pid]
-    renter.gone(number, short + 10)
+    renter.gone(number)
     assert short - 1 < time.time() - started < short + 6
 
 
@@ -518,7 +518,7 @@ def test_without_a_deadline_nothing_is_billed_for_long(renter):
     """By the timer, since nothing else would end it."""
     variables = renter.server.variables
     renter.server.variables = lambda number: variables(number) | {"UPS_DEADLINE": ""}
-    renter.gone(renter.rent("hang", auto_shutdown=False), 10)
+    renter.gone(renter.rent("hang", auto_shutdown=False))
 
 
 def test_without_auto_shutdown_it_stays_until_the_deadline(renter):
@@ -527,7 +527,7 @@ def test_without_auto_shutdown_it_stays_until_the_deadline(renter):
     renter.says(number, "Training complete - kept until the deadline")
     time.sleep(1)
     assert not renter.server.sent(DESTROY)
-    renter.gone(number, short + 4)
+    renter.gone(number)
 
 
 def test_on_failure_hold(renter):
@@ -536,4 +536,4 @@ def test_on_failure_hold(renter):
     renter.says(number, "Training failed (1) - kept until the deadline")
     time.sleep(1)
     assert not renter.server.sent(DESTROY)
-    renter.gone(number, short + 4)
+    renter.gone(number)
