@@ -237,8 +237,8 @@ def test_the_proof_uploads_what_the_server_lost_and_the_whole_run(copied):
 FAULTS = {  # of the server -> the seconds that the proof has, and how its line ends
     "down": (6, ""),
     "slow": (6, "no answer from W&B in 6 s"),
-    "refuse_uploads": (60, "is PENDING after the upload"),
-    "forget_commits": (60, "is PENDING after the upload"),
+    "refuse_uploads": (60, "after the upload"),
+    "forget_commits": (60, "after the upload"),
     "forget_ends": (60, "the run abc is running after all was sent"),
 }
 
