@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from omegaconf import OmegaConf
 
 from benchmarks.error_dressing import dressed
@@ -95,7 +96,7 @@ PHASES = [  # the longest first
 ROWS = [
     Row("operator (stage 1)", "operator"),
     Row(LONGER, "longer"),
-    Row("the same, dressed with its errors", "longer", dressed=True),
+    Row("operator, full time, dressed with its errors", "longer", dressed=True),
     Row(DETERMINISTIC, "deterministic"),
     Row("operator fine-tuned on rollouts, full time", "unrolled"),
     Row("student without noise, full time", "noiseless"),
@@ -314,9 +315,8 @@ def picture(report: dict) -> Figure:
         if "spread_skill_per_frame" in row:
             calibration = row["spread_skill_per_frame"]
             right.plot(range(1, len(calibration) + 1), calibration, color=colour, label=title)
-    for axis in (left.xaxis, left.yaxis):
-        axis.set_major_formatter("{x:.2g}")
-        axis.set_minor_formatter("{x:.2g}")
+    left.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter="")
+    left.yaxis.set(major_formatter="{x:.2g}", minor_formatter="{x:.2g}")
     left.set(xlabel=f"time [ms] per step, of all {MEMBERS} members where there are some", ylabel="CRPS")
     left.set(title="accuracy and cost")
     right.axhline(1, color="#222222", linestyle="--", linewidth=1)

@@ -466,7 +466,7 @@ def test_wandb_unreachable_until_the_deadline(renter):
     """Stopped, not destroyed: the disk keeps the only copy, for cents; started again, it saves and is destroyed."""
     short = renter.short
     number = renter.rent("mode", seconds=short, settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
-    renter.until(lambda: renter.server.sent(STOP), short + 9)
+    renter.until(lambda: renter.server.sent(STOP))
     renter.until(lambda: not renter.server.machine_of(number).processes())
     assert not renter.server.sent(DESTROY) and number in renter.server.rows
     environment = dict(renter.server.rows[number]["extra_env"]) | {"PROVES_AT": "1"}
