@@ -119,7 +119,7 @@ class Renter:
             self.says(number, "training, start 1")
             Renter.seconds_to_train = time.time() - began
             self.server.machine_of(number).kill()
-        return 4 + 3 * Renter.seconds_to_train
+        return 6 + 4 * Renter.seconds_to_train
 
     def until(self, condition) -> None:
         limit = time.monotonic() + 120  # a machine's git and pip are real, and slow beside other work
