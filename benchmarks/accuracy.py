@@ -46,10 +46,11 @@ from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio
 from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import rollout
-from ups.models.solver_in_the_loop import cole_hopf_step
 from ups.paths import ROOT
 from ups.provenance import git_commit
-from ups.training.obtain import parameter_count
+from ups.training.identity import identity_of
+from ups.training.obtain import build_chain, parameter_count
+from ups.training.runtime import set_up
 
 PEER = "neuraloperator_fno"
 ADAMW = " by AdamW"
@@ -161,13 +162,14 @@ def baselines() -> dict[str, Predict]:
         "finite volumes, 512 points": partial(on_a_finer_grid, solve=finite_volume, factor=2),
         "finite volumes, 1024 points": partial(on_a_finer_grid, solve=finite_volume, factor=4),
         "spectral, 256 points": partial(on_a_finer_grid, solve=spectral, factor=1),
-        "Cole-Hopf step, untrained": lambda data, first, steps: rollout(cole_hopf, data.window(first, steps)),
+        "Cole-Hopf step, untrained": untrained_solver_in_the_loop(),
     }
 
 
-def cole_hopf(u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-    """What `solver_in_the_loop` is before it has learned anything, without its moving frame: points are averages."""
-    return cole_hopf_step(u, nu[:, None] / math.pi, time_step)
+def untrained_solver_in_the_loop() -> Predict:
+    """The Cole-Hopf step between the conversions of a smooth field to cell averages and back."""
+    (stage,) = build_chain(identity_of(checked(["model=solver_in_the_loop"])), set_up("cpu", 1))
+    return lambda data, first, steps: rollout(stage.step, data.window(first, steps))
 
 
 def linear_extrapolation(data: Trajectories, first: int, steps: int) -> Tensor:

@@ -9,8 +9,11 @@ from torch.nn.functional import conv1d
 
 from ups.data.exact import cole_hopf
 from ups.data.initial_conditions import cell_centres, random_sinusoids
-from ups.data.solver import finite_volume
+from ups.data.solver import finite_volume, spectral
+from ups.data.trajectories import Trajectories
 from ups.errors import UserError
+from ups.evaluation.metrics import rollout_nrmse
+from ups.evaluation.rollout import rollout
 from ups.models.conditioning import physical_scalars
 from ups.models.conservative_step import ConservativeStep
 from ups.models.corrector import Corrector, scaled_without_mean
@@ -20,7 +23,7 @@ from ups.models.latent_operator import LatentOperator
 from ups.models.layers import CircularConv
 from ups.models.solver_in_the_loop import SolverInTheLoop, cole_hopf_step
 from ups.models.step import OpenedStep, Step
-from ups.models.subcell import SubcellCorrection
+from ups.models.subcell import TO_AVERAGES, TO_POINTS, SubcellCorrection
 from ups.models.unet import UNet
 
 NETWORKS = {
@@ -69,7 +72,7 @@ NU = torch.tensor([0.001, 0.01, 0.1])
 @torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_untrained_step_moves_nothing_but_the_frame(name):
-    u = fields() - fields().mean(-1, keepdim=True)
+    u = torch.sin(2 * math.pi * (torch.arange(256) / 256 + torch.tensor([[0.0], [0.3], [0.6]])))
     assert torch.allclose(STEPS[name]()(u, NU, 0.05), u, atol=1e-6)
 
 
@@ -102,10 +105,22 @@ def test_step_conserves_the_sum_of_its_cell_averages(step):
 
 @torch.no_grad()
 def test_subcell_correction_leaves_straight_lines_alone():
-    correction = random_weights(SubcellCorrection(2))
+    correction = random_weights(SubcellCorrection(2, TO_AVERAGES))
     u = torch.arange(32.0)[None] / 32
     moved = (correction(u, torch.zeros(1, 2)) - u).abs()[0]
     assert moved[2:-2].max() < 1e-5 < 1e-3 < moved.max()  # the jump is where the interval closes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("smooth", [TO_AVERAGES, TO_POINTS])
+def test_a_fresh_subcell_correction_converts_smooth_fields_with_fourth_order(smooth):
+    def error(points: int) -> float:
+        values = torch.sin(2 * math.pi * torch.arange(points).double() / points)[None]
+        averages = values * math.sin(math.pi / points) / (math.pi / points)
+        given, wanted = (values, averages) if smooth == TO_AVERAGES else (averages, values)
+        return float((SubcellCorrection(2, smooth).double()(given, torch.zeros(1, 2)) - wanted).abs().max())
+
+    assert error(64) < 1e-6 and math.log2(error(32) / error(64)) > 3.9
 
 
 @torch.no_grad()
@@ -175,8 +190,20 @@ def test_cole_hopf_step_against_the_exact_solution(nu, points):
 @torch.no_grad()
 def test_a_fresh_solver_in_the_loop_is_its_solver():
     fresh = SOLVER_IN_THE_LOOP(solver="finite_volume")
+    fresh.to_averages.smooth = fresh.to_points.smooth = 0
     u = fields() - fields().mean(-1, keepdim=True)
     assert torch.allclose(fresh(u, NU, 0.05), finite_volume(u, NU[:, None] / math.pi, [0.0, 0.05])[:, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("nu", "bound"), [(0.01, 5e-6), (0.1, 5e-7)])
+def test_a_fresh_solver_in_the_loop_is_accurate_where_the_field_is_smooth(nu, bound):
+    """In float32 its quadrature would have 3e-5 at nu 0.1; with point values taken for averages, 1e-4 at nu 0.01."""
+    times = [0.45 + 0.05 * k for k in range(32)]
+    u0 = random_sinusoids(4, 1024, torch.Generator().manual_seed(3))
+    u = spectral(u0, nu / math.pi, [0.0, *times])[:, 1:, ::4].float()
+    window = Trajectories(u, torch.full((4,), nu), 0.05)
+    step = SOLVER_IN_THE_LOOP(solver="cole_hopf")
+    assert rollout_nrmse(rollout(lambda u, nu, dt, generator: step(u, nu, dt), window), u[:, 1:]) < bound
 
 
 @pytest.mark.parametrize("solver", ["cole_hopf", "finite_volume"])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ups.data.symmetries import rolled
 from ups.models.conditioning import CONDITIONS, physical_scalars
 from ups.models.step import OpenedStep, Step
-from ups.models.subcell import SubcellCorrection
+from ups.models.subcell import TO_AVERAGES, TO_POINTS, SubcellCorrection
 
 
 class ConservativeStep(Step):
@@ -22,9 +22,9 @@ class ConservativeStep(Step):
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.to_averages = SubcellCorrection(CONDITIONS)
+        self.to_averages = SubcellCorrection(CONDITIONS, TO_AVERAGES)
         self.network = network
-        self.to_points = SubcellCorrection(CONDITIONS)
+        self.to_points = SubcellCorrection(CONDITIONS, TO_POINTS)
 
     def forward(self, u: Tensor, nu: Tensor, time_step: float) -> Tensor:
         step = self.opened(u, nu, time_step)

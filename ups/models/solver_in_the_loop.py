@@ -48,7 +48,11 @@ def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
     cells at nu 0.001, 256 points, a step of 0.05) times what the averages make of it, and a sum over the faces is the
     integral to rounding where they are at most 1.4 standard deviations apart. A coarser grid gets nodes between the
     faces, where the potential is only known to first order. How many depends on the smallest kappa of the batch.
+
+    In float64 inside: the new averages are differences of a potential that is far larger than they are. At nu 0.1,
+    float32 would leave an error of 3e-5 after 31 steps, and float64 leaves 1e-7.
     """
+    given, averages, kappa = averages.dtype, averages.double(), kappa.double()
     points, dx = averages.shape[-1], 1.0 / averages.shape[-1]
     narrow, wide = (2 * kappa * time_step).sqrt().aminmax()
     nodes = max(1, math.ceil(dx / (1.4 * float(narrow))))  # in a cell
@@ -66,7 +70,7 @@ def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
     action = around - here[..., None] + (offset * dx / nodes).square() / (2 * time_step)
     kernel = 0.5 * torch.log(4 * math.pi * kappa * time_step) - math.log(dx / nodes)
     change = -2 * kappa * (torch.logsumexp(-action / (2 * kappa[..., None]), -1) - kernel)
-    return averages + backward_difference(change) / dx
+    return (averages + backward_difference(change) / dx).to(given)
 
 
 def finite_volume_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:

@@ -3,8 +3,10 @@
 A flux form keeps the sum over the cells. The sum that Burgers' equation keeps is of cell averages; of point values it
 jitters as a shock moves through a cell, by 2e-4 at nu 0.001 and 256 points (the `crmse` of persistence, which keeps it
 too, in evaluate.py's table). A network that keeps the sum of point values must put that jitter somewhere, and puts it
-at the shock: most of its error. The average of a cell can be read from the values around it: the flanks of a shock are
-exponentials, so the logarithms of the differences on both sides are linear in where it stands between the points.
+at the shock: most of its error. The average of a cell can be read from the values around it. Where the field is smooth,
+it is the value at the centre and a 24th of the second difference, to the fourth order in the grid spacing. At a shock
+it is learned: the flanks are exponentials, so the logarithms of the differences on both sides are linear in where the
+shock stands between the points.
 
 Shapes: B batch, N points, W window.
 """
@@ -15,18 +17,21 @@ from torch import Tensor, nn
 from ups.errors import UserError
 
 WINDOW = 7  # points
+TO_AVERAGES, TO_POINTS = 1 / 24, -1 / 24
 RESOLVED = 1e-4  # of the window's range: differences below it count as none
 
 
 class SubcellCorrection(nn.Module):
-    """u: (B, N), c: (B, condition) -> u + w |second difference of u|, (B, N); w = 0 at initialisation.
+    """u: (B, N), c: (B, condition) -> u + smooth d + w |d|, (B, N), where d is the second difference of u.
 
-    w is a function of the window around each point, scaled to [-1, 1], of its differences on a logarithmic scale, and
-    of its range. The second difference leaves smooth stretches alone.
+    smooth: TO_AVERAGES or TO_POINTS, what is right for smooth fields. w, zero at initialisation, is a function of the
+    window around each point, scaled to [-1, 1], of its differences on a logarithmic scale, and of its range. Straight
+    lines are left alone.
     """
 
-    def __init__(self, condition: int, width: int = 32):
+    def __init__(self, condition: int, smooth: float, width: int = 32):
         super().__init__()
+        self.smooth = smooth
         self.weight = nn.Sequential(
             nn.Conv1d(2 * WINDOW + condition, width, 1), nn.GELU(), nn.Conv1d(width, width, 1), nn.GELU(),
             nn.Conv1d(width, 1, 1),
@@ -48,4 +53,5 @@ class SubcellCorrection(nn.Module):
         steps = steps.sign() * (steps.abs() / RESOLVED).log1p() / 3
         features = torch.cat((scaled, steps, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
         second_difference = u.roll(-1, -1) - 2 * u + u.roll(1, -1)
-        return u + 4 * self.weight(features)[:, 0].float() * second_difference.abs()
+        weight = 4 * self.weight(features)[:, 0].float()
+        return u + self.smooth * second_difference + weight * second_difference.abs()
