@@ -51,7 +51,7 @@ def app(request):
 
 
 @pytest.mark.slow
-@settings(few, max_examples=100)
+@few
 @given(st.data())
 def test_a_config_is_accepted_and_builds_or_is_refused_in_one_line(app, tmp_path, data):
     name, keys = app
