@@ -105,20 +105,20 @@ def test_step_conserves_the_sum_of_its_cell_averages(step):
 
 @torch.no_grad()
 def test_subcell_correction_leaves_straight_lines_alone():
-    correction = random_weights(SubcellCorrection(2, TO_AVERAGES))
+    correction = random_weights(SubcellCorrection(2, smooth_factor=0))
     u = torch.arange(32.0)[None] / 32
     moved = (correction(u, torch.zeros(1, 2)) - u).abs()[0]
     assert moved[2:-2].max() < 1e-5 < 1e-3 < moved.max()  # the jump is where the interval closes
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("smooth", [TO_AVERAGES, TO_POINTS])
-def test_a_fresh_subcell_correction_converts_smooth_fields_with_fourth_order(smooth):
+@pytest.mark.parametrize("factor", [TO_AVERAGES, TO_POINTS])
+def test_a_fresh_subcell_correction_converts_smooth_fields_with_fourth_order(factor):
     def error(points: int) -> float:
         values = torch.sin(2 * math.pi * torch.arange(points).double() / points)[None]
         averages = values * math.sin(math.pi / points) / (math.pi / points)
-        given, wanted = (values, averages) if smooth == TO_AVERAGES else (averages, values)
-        return float((SubcellCorrection(2, smooth).double()(given, torch.zeros(1, 2)) - wanted).abs().max())
+        given, wanted = (values, averages) if factor == TO_AVERAGES else (averages, values)
+        return float((SubcellCorrection(2, factor).double()(given, torch.zeros(1, 2)) - wanted).abs().max())
 
     assert error(64) < 1e-6 and math.log2(error(32) / error(64)) > 3.9
 
@@ -190,7 +190,7 @@ def test_cole_hopf_step_against_the_exact_solution(nu, points):
 @torch.no_grad()
 def test_a_fresh_solver_in_the_loop_is_its_solver():
     fresh = SOLVER_IN_THE_LOOP(solver="finite_volume")
-    fresh.to_averages.smooth = fresh.to_points.smooth = 0
+    fresh.to_averages.smooth_factor = fresh.to_points.smooth_factor = 0
     u = fields() - fields().mean(-1, keepdim=True)
     assert torch.allclose(fresh(u, NU, 0.05), finite_volume(u, NU[:, None] / math.pi, [0.0, 0.05])[:, -1], atol=1e-6)
 

@@ -17,21 +17,21 @@ from torch import Tensor, nn
 from ups.errors import UserError
 
 WINDOW = 7  # points
-TO_AVERAGES, TO_POINTS = 1 / 24, -1 / 24
+TO_AVERAGES, TO_POINTS = 1 / 24, -1 / 24  # of the second difference, where the field is smooth
 RESOLVED = 1e-4  # of the window's range: differences below it count as none
 
 
 class SubcellCorrection(nn.Module):
-    """u: (B, N), c: (B, condition) -> u + smooth d + w |d|, (B, N), where d is the second difference of u.
+    """u: (B, N), c: (B, condition) -> u + s d + w |d|, (B, N), where d is the second difference of u.
 
-    smooth: TO_AVERAGES or TO_POINTS, what is right for smooth fields. w, zero at initialisation, is a function of the
-    window around each point, scaled to [-1, 1], of its differences on a logarithmic scale, and of its range. Straight
-    lines are left alone.
+    s is `smooth_factor`, TO_AVERAGES or TO_POINTS. w, zero at initialisation, is a function of the window around each
+    point, scaled to [-1, 1], of its differences on a logarithmic scale, and of its range.
+    Straight lines are left alone.
     """
 
-    def __init__(self, condition: int, smooth: float, width: int = 32):
+    def __init__(self, condition: int, smooth_factor: float, width: int = 32):
         super().__init__()
-        self.smooth = smooth
+        self.smooth_factor = smooth_factor
         self.weight = nn.Sequential(
             nn.Conv1d(2 * WINDOW + condition, width, 1), nn.GELU(), nn.Conv1d(width, width, 1), nn.GELU(),
             nn.Conv1d(width, 1, 1),
@@ -54,4 +54,4 @@ class SubcellCorrection(nn.Module):
         features = torch.cat((scaled, steps, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
         second_difference = u.roll(-1, -1) - 2 * u + u.roll(1, -1)
         weight = 4 * self.weight(features)[:, 0].float()
-        return u + self.smooth * second_difference + weight * second_difference.abs()
+        return u + self.smooth_factor * second_difference + weight * second_difference.abs()
