@@ -23,7 +23,7 @@ from ups.training.runtime import Runtime
 from ups.training.store import Entry, is_file_of_an_entry, unfinished
 from ups.wandb.account import why_not_kept
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 20.0  # on a busy machine the start of the client alone has taken ten
 BYTES_PER_SECOND = 1e6  # a slower download is given up
 DOWNLOAD = ".from-wandb-"  # beginning of the name of a folder in the store
 LONGEST_DOWNLOAD = 86_400  # seconds
