@@ -328,6 +328,15 @@ def test_a_list_of_several_pages_is_read_to_its_end(server, ledger):
     assert sorted(row["label"] for row in vast.instances("ups-until-")) == sorted(labels)
 
 
+def test_the_stand_in_gives_no_number_twice(server):
+    """A later machine with the number of one that is gone would find its disk, and believe its run saved."""
+    vast, numbers = Vast(0.01, 3), []
+    for _ in range(10):
+        numbers.append(vast.create(1000, image="i", disk=10, label="x", onstart_cmd="", env={}))
+        assert vast.destroy(numbers[-1])
+    assert numbers == sorted(set(numbers))
+
+
 def test_labels_are_unique():
     assert len({new_label(0.0) for _ in range(100)}) == 100
 

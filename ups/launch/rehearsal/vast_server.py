@@ -102,6 +102,7 @@ class VastServer:
         self.loading_seconds = 0.3
         self.offers = [offer(number) for number in range(8)]
         self.rows: dict[int, dict] = {}
+        self.last_id = 7000
         self.running: dict[int, Machine] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -235,9 +236,8 @@ class VastServer:
         if found is None:
             return 410, {"success": False, "error": "no_such_ask", "msg": f"offer {offer_id} is not available"}
         found["rentable"] = False
-        instance_id = 7000 + len(self.rows) + secrets.randbelow(90) * 10
-        while instance_id in self.rows:
-            instance_id += 1
+        self.last_id += 1 + secrets.randbelow(90)  # never one that was: it is the name of a disk
+        instance_id = self.last_id
         self.rows[instance_id] = {
             "id": instance_id, "machine_id": found["machine_id"], "label": body["label"], "start_date": time.time(),
             "actual_status": "loading", "cur_state": "running", "intended_status": "running", "next_state": "running",
