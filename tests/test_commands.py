@@ -332,6 +332,7 @@ def test_evaluate_names_each_nu_and_members_are_of_either_stage(command, tmp_pat
     errors = metrics["nrmse_of_nu"]
     assert set(errors) == {"0.1", "0.05"} and sum(errors.values()) / 2 == pytest.approx(metrics["nrmse"], rel=1e-5)
     assert errors["0.1"] == pytest.approx(sum(metrics["nrmse_per_trajectory"][:2]) / 2, rel=1e-5)  # in nu's order
+    assert re.search(r"spread_skill +│ +│ +│ +│ +[0-9]", answer.stdout)  # the last column, of `compare`, alone has one
     assert "of nu 0.05" in answer.stdout and "nu 0.05, 0.1, 64 points, 5 steps" in answer.stdout
 
     next(tmp_path.rglob("metrics.json")).unlink()

@@ -198,6 +198,14 @@ def test_a_file_that_a_network_cannot_read_is_refused_before_it_is_read(tmp_path
         try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
 
 
+def test_a_file_with_too_few_frames_is_refused_before_it_is_read(tmp_path):
+    path = write_hdf5(tmp_path / "a.hdf5")  # of 3 frames, by the stride of 5
+    cfg = train_config("dataset=pdebench_burgers", f"dataset.path={path}", "dataset.initial_frame=0")
+    check(cfg)
+    with pytest.raises(UserError, match=r"^dataset\.rollout_steps=31 from dataset\.initial_frame=0 needs 32 frames"):
+        try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),

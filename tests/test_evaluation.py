@@ -191,6 +191,13 @@ def test_trajectories_that_a_stage_has_seen_are_refused(tmp_path):
         refuse_seen(other, {"path": file, "test": 4}, "checkpoint")
 
 
+def test_a_published_file_is_the_same_wherever_it_lies():
+    """It may have been fetched by another machine, to a folder of that."""
+    name = "1D_Burgers_Sols_Nu0.001.hdf5"
+    with pytest.raises(UserError, match="has seen all but the first 4"):
+        refuse_seen({"path": f"/elsewhere/{name}", "test": 5}, {"path": name, "test": 4}, "checkpoint")
+
+
 def test_a_window_beyond_the_data_is_refused():
     with pytest.raises(UserError, match="rollout_steps=9 from initial_frame=1"):
         window().window(1, 9)

@@ -18,7 +18,7 @@ defaults:
   - /stage@requires: operator
   - _self_
 
-_target_: own.Scaled
+_target_: "own.Scaled"
 name: scaled
 start: 0.9
 

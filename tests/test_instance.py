@@ -45,6 +45,9 @@ with open(starts, "a") as file:
 start = len(starts.read_text().splitlines())
 mode = overrides[0]
 print("training, start", start, flush=True)
+if "FINISHED" in os.environ:
+    Path(os.environ["FINISHED"]).mkdir(parents=True, exist_ok=True)
+    Path(os.environ["FINISHED"], "weights.safetensors").touch()
 if mode == "raise":
     raise RuntimeError("a bug")
 if mode == "killed" or (mode == "killed-twice" and start < 3):
@@ -182,7 +185,7 @@ def test_the_script_is_clean():
 
 def test_the_script_fits_with_a_kilobyte_of_overrides():
     job = Job(Source("", "", "", None), ("a" * 1000,), 1, True, "insist", "destroy", {}, {}, None)
-    assert len(job.script.encode()) < MAX_BYTES and job.script.endswith(END_MARK)
+    assert len(job.script.encode()) <= MAX_BYTES and job.script.endswith(END_MARK)
     assert f"+ {GRACE}))" in job.script
     for shell in ("bash", "dash"):
         assert subprocess.run([shell, "-n"], input=job.script, text=True).returncode == 0
@@ -498,6 +501,30 @@ def test_a_failure_waits_for_wandb_to_come_back(renter):
     number = renter.rent("raise", settings={"UPS_PAUSE": "0", "PROVES_AT": "4"})
     output = renter.gone(number)
     assert len(renter.file(number, "proofs").read_text().splitlines()) == 4 and "was not saved" not in output
+
+
+@pytest.mark.parametrize(("stage", "state"), [("operator-0123456789ab", "stopped"), (None, "destroyed")])
+def test_a_failure_after_a_finished_stage_keeps_that(stage, state, renter):
+    """What is left of an unfinished stage is not worth the rest of the rental; a stage that is finished is."""
+    finished = {"FINISHED": f"store/{stage}"} if stage else {}
+    number = renter.rent("raise", seconds=renter.short, settings={"UPS_PAUSE": "0", "PROVES_AT": "9999"} | finished)
+    if state == "destroyed":
+        assert "was not saved" in renter.gone(number)
+        return
+    renter.until(lambda: renter.server.sent(STOP))
+    renter.until(lambda: not renter.server.machine_of(number).processes())
+    assert not renter.server.sent(DESTROY) and len(renter.file(number, "proofs").read_text().splitlines()) > 6
+    assert f"end it: vastai start instance {number}" in renter.log(number)
+
+
+def test_a_machine_whose_own_program_dies_is_kept_with_what_is_not_saved(renter):
+    number = renter.rent("mode", settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
+    renter.until(lambda: renter.file(number, "proofs").exists())
+    for process in renter.server.machine_of(number).processes():
+        if "ups.launch.instance" in process.cmdline():
+            process.kill()
+    renter.until(lambda: renter.server.sent(STOP))
+    assert not renter.server.sent(DESTROY) and "Training failed (137)" in renter.log(number)
 
 
 def test_without_wandb_nothing_is_proven(renter):

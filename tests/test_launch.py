@@ -172,6 +172,7 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         ([*LOSSY, "vast.max_cots=1"], "did you mean vast.max_cost?"),
         ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
         ([*LOSSY, "model.dilations=[]"], "model.dilations"),
+        ([*LOSSY, "dataset.points=512"], "dataset.shifts=4: at most 2"),
         ([*LOSSY, "model=unet", "dataset.points=32", "model.levels=6"], "model.levels=6: 64 must"),
         ([*LOSSY, "stage=consistency_distill", "stage.unroll=50"], "stage.unroll=50 (consistency_distill): the"),
         ([*LOSSY, "dataset=pdebench_burgers", "dataset.path=/data/x.hdf5"], "a rented machine has only what"),
@@ -187,6 +188,20 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
 def test_everything_is_checked_before_a_cent_is_spent(overrides, message, launch, server):
     assert message in error_of(launch(*overrides))
     assert not server.sent(CREATE)
+
+
+def test_code_that_the_machine_would_lack_rents_nothing(launch, server, clone):
+    """One's own may lie anywhere; a file that nothing imports is not missed."""
+    for name in ("own.py", "notes.py"):
+        (clone / name).write_text("from ups.models.unet import UNet as Net\n")
+    try:
+        refused = launch(*LOSSY, "model=unet", "model._target_=own.Net")
+        rents = launch(*LOSSY, "model=unet")
+    finally:
+        for name in ("own.py", "notes.py"):
+            (clone / name).unlink()
+    assert "not committed: own.py; a rented machine trains what is pushed" in error_of(refused)
+    assert rents.returncode == 0 and len(server.sent(CREATE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -563,6 +578,21 @@ def test_the_server_of_the_clients_own_settings_is_told_to_the_machine(launch, s
     insists, tries = (create.body["env"] for create in server.sent(CREATE))
     assert insists["WANDB_BASE_URL"] == tracker.url
     assert [insists[name] for name in ENDING] == ["insist", "hold", ""] and tries["UPS_PROVE"] == "try"
+
+
+@pytest.mark.parametrize(("team", "code"), [("us", 0), (None, 1)])
+def test_a_run_goes_to_an_entity_of_the_account_and_nowhere_else(team, code, launch, server):
+    """Where the account may not write the run would go on offline, and its results never be proven saved."""
+    with WandbServer(token_hex(32)) as tracker:
+        tracker.team = team
+        answer = launch("+auto_shutdown=true", WANDB_ENTITY="us", **tracker.environment)
+    assert answer.returncode == code, answer.stderr
+    created = server.sent(CREATE)
+    if team:
+        assert f"{tracker.url}/us/ups/runs/ups-until-" in answer.stdout
+        assert created[0].body["env"]["WANDB_ENTITY"] == "us"
+    else:
+        assert "W&B's entity us " in error_of(answer) and "logger.wandb.entity=tester" in answer.stderr and not created
 
 
 def test_a_key_that_wandb_refuses_rents_nothing(launch, server):

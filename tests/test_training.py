@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, train_config
+from git_repos import git
 from small_training import OPTIMIZER, RUNTIME, STAGES, disturb, operator, student, training
 from torch import nn
 
+from ups import provenance
 from ups.callbacks.callback import Callback
 from ups.callbacks.checkpoint import Checkpoint
 from ups.data.batches import batch_at
 from ups.errors import Interrupted, UserError
+from ups.files import read_json, write_json
 from ups.runs.replay import batch_of, replay
 from ups.stages.stage import called_networks
 from ups.tensors import Damaged, read_tensors, write_tensors
@@ -301,7 +304,8 @@ class Chain:
         return Training(self.stage, settings, data, self.entry, required=sha256, made_by=RUNTIME.facts)
 
 
-SCORES = {"score": 1.0, "metrics": {"test": {"rollout_nrmse": 1.0, "one_step_nrmse": 1.0}}}
+SCORES = {"score": 1.0, "metrics": {"test": {"rollout_nrmse": 1.0, "one_step_nrmse": 1.0}},
+          "made_by": {"git_commit": provenance.git_commit()}}  # fmt: skip
 
 
 @pytest.fixture
@@ -350,6 +354,40 @@ def test_what_is_recorded_are_the_weights_that_were_loaded(change, chain, data):
     chain.train_below(1)
     with pytest.raises(UserError, match="was trained on other weights"):
         load_chain(chain.identity, chain.entry.root, RUNTIME)
+
+
+def test_the_plan_names_the_commit_of_a_stage_that_other_code_trained(chain):
+    plan = lambda: make_plan(chain.identity, chain.entry.root, "train", {})[0]
+    assert plan().action == "found" and plan().why == str(chain.below.path)
+    file = chain.below.path / "result.json"
+    result = read_json(file)
+    result["made_by"]["git_commit"] = "0123456789abcdef"
+    write_json(file, result)
+    assert plan().why == f"{chain.below.path}, by the code of 012345678"
+
+
+def test_the_plan_says_what_a_found_stage_needs_that_is_gone(chain):
+    """Its prerequisite will be trained first: another machine's rounding would make that for nothing."""
+    requires = {"requires": chain.entry.required_sha256()}
+    chain.entry.finish(chain.stage.network.state_dict(), [{"step": 1.0}], SCORES | requires)
+    shutil.rmtree(chain.below.path)
+    plan = make_plan(chain.identity, chain.entry.root, "train", {})
+    assert [planned.action for planned in plan] == ["trained", "found"]
+    assert plan[1].why == f"{chain.entry.path}, of use only if {chain.below.identity.folder} comes out as it was"
+
+
+def test_a_commit_with_changes_is_told_from_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.git_commit() is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "file").write_text("1")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "untracked").touch()
+    assert provenance.git_commit() == head
+    (tmp_path / "file").write_text("2")
+    assert provenance.git_commit() == f"{head}-dirty"
 
 
 def test_a_step_is_replayed_from_its_file_alone(chain, data, monkeypatch):

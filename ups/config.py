@@ -335,8 +335,9 @@ def known_targets() -> list[str]:
     sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else ()
     folders = [CONFIG_FOLDER, *(Path(source.path) for source in sources if source.schema == "file")]
     groups = [folder / group for folder in folders for group in ("stage", "model", "dataset")]
-    files = [file for group in groups for file in group.glob("*.yaml")]
-    return [name for file in files for name in re.findall(r"^\s*_target_:\s*(\S+)", file.read_text(), re.MULTILINE)]
+    files = [file for group in groups for file in group.rglob("*.yaml")]
+    target = re.compile(r"""^[^#\n]*\b_target_:\s*["']?([\w.]+)""", re.MULTILINE)
+    return [name for file in files for name in target.findall(file.read_text())]
 
 
 def plain(node: DictConfig) -> dict:

@@ -14,9 +14,10 @@ def provenance(device: torch.device, precision: str) -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The repo's commit, None outside of a git checkout."""
+    """The repo's commit, with "-dirty" after it if tracked files differ from it; None outside of a git checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

@@ -57,17 +57,23 @@ class Burgers(Dataset):
 
     def load(self, cache: Path, device: torch.device) -> Splits:
         """All three splits, generated where they are not in the cache."""
-        most = self.solver_points // self.points
-        if self.shifts > most:  # no matter to a test set: so a stage can be scored at any resolution
-            raise UserError(f"dataset.shifts={self.shifts}: at most {most}, dataset.solver_points / dataset.points")
+        self._check_shifts()
         return Splits(**{split: self._load_split(split, cache, device) for split in SPLITS})
 
     def load_test(self, cache: Path, device: torch.device) -> Trajectories:
         return self._load_split("test", cache, device)
 
     def example(self) -> Trajectories:
+        """Of a training: it comes before `load`, and before anything is rented for that."""
+        self._check_shifts()
         u = torch.zeros(1).expand(1, self.frames, self.points)  # of no size in memory
         return Trajectories(u, torch.tensor(self.nu[:1]), self.time_step)
+
+    def _check_shifts(self) -> None:
+        """Of a training set. They are no matter to a test set: so a stage can be scored at any resolution."""
+        most = self.solver_points // self.points
+        if self.shifts > most:
+            raise UserError(f"dataset.shifts={self.shifts}: at most {most}, dataset.solver_points / dataset.points")
 
     def _load_split(self, split: str, cache: Path, device: torch.device) -> Trajectories:
         with Memory(f"the data for {split}", lambda: [Lever(f"dataset.{split}", self.counts[split])], device):

@@ -83,11 +83,13 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
                 screen.print(line)
             lines = latest or lines
             if time.time() > rental.deadline + SECONDS_OVER and not may_be_saving(row):
-                raise UserError(f"past its deadline. {HOW_TO_SAVE}. {still_billed(rental)}")
+                raise UserError(f"past its deadline. {HOW_TO_SAVE}")
             time.sleep(seconds)
     except Interrupted as interruption:
         goes_on = f"instance {rental.instance_id} goes on without an onlooker"
         raise Interrupted(interruption.signum, goes_on) from None
+    except UserError as error:
+        raise UserError(f"{error}. {still_billed(rental)}") from error
     ledger.end(rental, State.DESTROYED)
     screen.print(f"instance {rental.instance_id} is gone, ${rental.cost:.3f} by the clock")
 

@@ -23,10 +23,10 @@ from ups.launch.job import Job
 from ups.launch.ledger import Ledger, Rental
 from ups.launch.offers import Offer, reason, table
 from ups.launch.provision import offers_for, rent, still_billed
-from ups.launch.repository import is_tracked, pushed_source
+from ups.launch.repository import is_tracked, pushed_source, refuse_untracked
 from ups.launch.vast_api import Vast
 from ups.paths import ROOT
-from ups.wandb.account import api_key, project_page, server, why_not_kept
+from ups.wandb.account import api_key, server, why_not_kept, writable_project
 
 HERE_ONLY = ("auto_shutdown", "vast", "store", "cache")  # overrides that say nothing to the machine
 # Of those of Hydra itself; what a sweeper makes of its own is passed on as a job's.
@@ -128,10 +128,13 @@ def job_of(cfg: DictConfig) -> Job:
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
     if source.token:
         secrets["GIT_TOKEN"] = source.token
+    wandb_page = None
+    if not keeps_nothing:
+        settings["WANDB_ENTITY"], wandb_page = answering_project(cfg)
     return Job(
         source=source, overrides=tuple(passed_on()), gpus=cfg.vast.offer.gpus, auto_shutdown=bool(cfg.auto_shutdown),
         prove="" if keeps_nothing else "try" if cfg.vast.allow_loss else "insist", on_failure=cfg.vast.on_failure,
-        settings=settings, secrets=secrets, wandb_page=None if keeps_nothing else answering_page(cfg),
+        settings=settings, secrets=secrets, wandb_page=wandb_page,
     )  # fmt: skip
 
 
@@ -144,12 +147,12 @@ def environment_of(cfg: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
     return tuple({name: value for name, value in each.items() if value} for each in (settings, secrets))
 
 
-def answering_page(cfg: DictConfig) -> str:
-    """W&B's page of the project, once W&B has taken the key."""
+def answering_project(cfg: DictConfig) -> tuple[str, str]:
+    """W&B's entity and page of the project, once W&B has taken the key."""
     import wandb
 
     try:
-        return project_page(cfg)
+        return writable_project(cfg)
     except (wandb.errors.Error, ValueError, OSError) as error:
         raise UserError(
             f"W&B does not take the key or does not answer ({first_line(error)}): wandb login --verify"
@@ -184,14 +187,16 @@ def start_building(gpus: int, overrides: list[str]) -> subprocess.Popen:
     """train.py's own check of what only the networks know, in a process of its own: the launcher has no torch."""
     return subprocess.Popen(
         [sys.executable, "-m", "ups.runs.building", str(gpus), *overrides], cwd=ROOT, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 def finish_building(process: subprocess.Popen) -> None:
-    error = process.communicate()[1]
+    """Raises `UserError` for a config that cannot be built, and for code that the machine would lack."""
+    imported, error = process.communicate()
     if process.returncode:
         raise UserError((error.strip().splitlines() or ["the config cannot be built"])[-1].removeprefix("error: "))
+    refuse_untracked(ROOT, imported.splitlines())
 
 
 def money_left(ledger: Ledger, folder: Path, total: float) -> float:

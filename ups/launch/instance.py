@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 STARTS = 3  # of a training that is killed; each goes on from its last state
@@ -18,6 +19,7 @@ SECONDS_TO_STOP = 150  # of those, from the signal to the kill: a step, a valida
 SECONDS_TO_PROVE = 120  # for the first proof; each later one gets as much more
 PROOFS = 6  # where the results need not be kept at any price
 OUT_OF_TIME = 124
+STORE = Path("store")  # train.py's own; onstart.sh starts this in the repo
 
 
 def main(folder: Path, overrides: list[str]) -> int:
@@ -30,11 +32,12 @@ def main(folder: Path, overrides: list[str]) -> int:
         return code
     if wanted == "insist":
         write(unsaved, code)
-    failed = code not in (0, OUT_OF_TIME)
+    # What a failure left of an unfinished stage is not worth the rest of the rental; a finished stage is.
+    gives_up = wanted == "try" or (code not in (0, OUT_OF_TIME) and not any(STORE.glob("*/weights.safetensors")))
     pause = 2 * float(os.environ.get("UPS_PAUSE", 4))
     proof = 1
     while not proven(folder, proof * SECONDS_TO_PROVE):
-        if (failed or wanted == "try") and proof == PROOFS:  # a failure's state is not worth the rest of the rental
+        if gives_up and proof == PROOFS:
             say("what there is of the training was not saved")
             break
         time.sleep(min(pause * 2 ** (proof - 1), 300))
@@ -97,7 +100,9 @@ def proven(folder: Path, seconds: int) -> bool:
 
 
 def say(text: str) -> None:
-    print(f"ups {time.strftime('%T', time.gmtime())} {text}", flush=True)
+    """Unbuffered, and not at any price: a full disk may have ended the log."""
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), f"ups {time.strftime('%T', time.gmtime())} {text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from ups.errors import UserError
 from ups.launch.repository import Source
 
 SCRIPT = Path(__file__).with_name("onstart.sh")
-MAX_BYTES = 4000  # the documents of the field's limit disagree from 4048 on
+MAX_BYTES = 4047  # the documents of the field's limit disagree from 4048 on
 END_MARK = ": end of onstart.sh\n"
 GRACE = 900  # seconds that onstart.sh gives a start after the deadline, to save what is saved nowhere else
 

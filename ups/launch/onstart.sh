@@ -16,12 +16,12 @@ say() { echo "ups $(date -u +%T) $*"; }
 # Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone. A 404
 # alone is no proof: a bad key answers it too, but so may the key of an instance that is gone. Every sixth try is a stop,
 # which at least ends the GPU's bill. While the file of its second argument is there, the disk holds results that are
-# saved nowhere else: stopped, not destroyed.
+# saved nowhere else: stopped, not destroyed; a start then saves them, and ends it.
 END='
 import json, os, sys, time, urllib.request as web
 env = os.environ.get
-def say(text):
-  try: print("ups", text, flush=True)
+def say(t):
+  try: print("ups", t, flush=True)
   except OSError: pass
 def call(m, body=None):
   try:
@@ -31,22 +31,24 @@ def call(m, body=None):
   except Exception as e: return {"error": e}
   try: return dict(json.load(r))
   except Exception: return {"error": r.status}
-n, ok, pause = 0, 0, float(env("P")) + .1
-for name in "ID", "API_KEY":
-  if not env("CONTAINER_" + name): sys.exit(say("CONTAINER_%s not set - cannot auto-shutdown" % name))
+n, ok, p = 0, 0, float(env("P")) + .1
+for k in "ID", "API_KEY":
+  if not env("CONTAINER_" + k): sys.exit(say("CONTAINER_%s not set - cannot auto-shutdown" % k))
 while time.time() < float(sys.argv[1]): time.sleep(1)
 while 1:
   n += 1
-  stop = n % 6 == 0 or os.path.exists(sys.argv[2])
-  a = call("PUT", b"{\"state\": \"stopped\"}") if stop else call("DELETE", b"{}")
-  time.sleep(pause)
+  keep = os.path.exists(sys.argv[2])
+  stop = keep or n % 6 == 0
+  a = call("PUT", b"{\"state\":\"stopped\"}") if stop else call("DELETE", b"{}")
+  time.sleep(p)
   b = call("GET")
   e = b.get("error")
   if e == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
   ok |= a.get("success") is True and not stop
   if not ok or e != "auth_error":
-    say("STILL BILLED (%s, %s), end it: vastai destroy instance %s" % (a.get("error"), e, env("CONTAINER_ID")))
-  time.sleep(pause * 2 ** min(n - 1, 6))
+    say("STILL BILLED (%s, %s), end it: vastai %s instance %s" % (a.get("error"), e,
+      ("destroy", "start")[keep], env("CONTAINER_ID")))
+  time.sleep(p * 2 ** min(n - 1, 6))
 '
 retry() {
   for k in 1 2 4 8; do "$@" && return; say "$1 failed"; sleep $((k*P)); done
@@ -81,15 +83,17 @@ main() {
   [ "$UPS_SHUTDOWN" ] || { say "Training $end - kept until the deadline"; return; }
   say "Training $end - auto-shutdown in 10 seconds..."
   sleep $((P*5/2))
-  python3 -c "$END" 0 ""
+  python3 -c "$END" 0 "$W/unsaved"
 }
 # The dead-man timer, in a session of its own: it outlives this script. A machine that is started after its deadline
 # with a run that is not saved has a quarter of an hour for that; one that has no folder to work in ends now. Without
 # python3 nothing here can end the bill.
-command -v python3 || say "STILL BILLED: no python3"
+# shellcheck disable=SC2086 # $L is one word or none
+{ command -v python3 || say "STILL BILLED: no python3"; } | tee $L
 [ ! -e "$W/run" ] || [ -e "$W/saved" ] || [ "$T" -ge $((N = $(date +%s) + 900)) ] || T=$N
 mkdir -p "$W" || [ -z "$UPS_SHUTDOWN" ] || T=0
-setsid python3 -c "$END" "$T" "$W/unsaved" &
-# shellcheck disable=SC2086 # or none
+# shellcheck disable=SC2086
+setsid python3 -c "$END" "$T" "$W/unsaved" 2>&1 | tee $L &
+# shellcheck disable=SC2086
 cd "$W" && main "$@" 2>&1 | tee -a log $L
 : end of onstart.sh

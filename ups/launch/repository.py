@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ups.errors import UserError
 
 TOKEN_HELPER = '!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
-# An untracked file elsewhere is not missed.
+# An untracked file elsewhere is not missed, unless the config imports it: see `refuse_untracked`.
 MATTERS = re.compile(r'"?(ups/.*|(benchmarks/)?conf/.*|train\.py|requirements\.txt)')
 SECONDS = 30
 
@@ -64,7 +64,16 @@ def refuse_changes(folder: Path) -> None:
     answer = git(folder, "status", "--porcelain=v1", "--untracked-files=all", strip=False)
     if answer is None:
         raise UserError(f"git status fails, so nobody knows what is not committed: git -C {folder} status shows why")
-    paths = [line[3:] for line in answer.splitlines() if not line.startswith("??") or MATTERS.fullmatch(line[3:])]
+    refuse([line[3:] for line in answer.splitlines() if not line.startswith("??") or MATTERS.fullmatch(line[3:])])
+
+
+def refuse_untracked(folder: Path, files: list[str]) -> None:
+    """`files`, not none: code that a config imports, wherever it is. What git is told to ignore (an environment) is
+    not missed."""
+    refuse((git(folder, "ls-files", "--others", "--exclude-standard", "--", *files) or "").splitlines())
+
+
+def refuse(paths: list[str]) -> None:
     if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         raise UserError(

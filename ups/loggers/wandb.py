@@ -51,7 +51,8 @@ class WandbLogger(Logger):
         self.lock = Lock()
         self.calls: Queue[tuple[str, Callable[[], Any]]] = Queue(MOST_WAITING)
         self.started = Event()
-        name = name or "-".join(folder.parts[-2:])  # date and time, or a sweep's time and its job
+        # A rented run has the rental's label; another its date and time, or its sweep's and its job.
+        name = name or os.environ.get("WANDB_NAME") or os.environ.get("WANDB_RUN_ID") or "-".join(folder.parts[-2:])
         identity = {"project": project, "entity": entity, "name": name, "tags": tags, "config": config}
         self.thread = Thread(target=self._work, args=(partial(self._start, identity, init_timeout),), daemon=True)
         self.thread.start()

@@ -19,7 +19,7 @@ from ups.models.conditioning import CONDITIONS, physical_scalars
 from ups.models.conservative_step import backward_difference
 from ups.models.step import OpenedStep
 
-INITIAL_SCALE = 3e-3  # of the field's standard deviation: the order of the residual before anything is learned
+UNIT = 3e-3  # of the field's standard deviation: the order of an operator's residual
 
 
 class Corrector(nn.Module):
@@ -52,7 +52,7 @@ def channels_of(opened: OpenedStep) -> tuple[Tensor, Tensor]:
 
 def size_of(field: Tensor) -> Tensor:
     """(B, N) -> (B, 1): the unit of a correction."""
-    return INITIAL_SCALE * (field.std(-1, keepdim=True) + 1e-3)
+    return UNIT * (field.std(-1, keepdim=True) + 1e-3)
 
 
 def scaled_without_mean(z: Tensor, scale: Tensor) -> Tensor:

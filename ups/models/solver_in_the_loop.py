@@ -69,8 +69,8 @@ def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
     here = potential[:, face]
     distance = offset.double() * (dx / nodes)  # (Q,)
     action = around - here[..., None] + distance.square() / (2 * time_step)
-    kernel = 0.5 * torch.log(4 * math.pi * kappa * time_step) - math.log(dx / nodes)
-    change = -2 * kappa * (torch.logsumexp(-action / (2 * kappa[..., None]), -1) - kernel)
+    log_norm = 0.5 * torch.log(4 * math.pi * kappa * time_step) - math.log(dx / nodes)
+    change = -2 * kappa * (torch.logsumexp(-action / (2 * kappa[..., None]), -1) - log_norm)
     return (averages + backward_difference(change) / dx).to(given)
 
 

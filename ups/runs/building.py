@@ -1,5 +1,5 @@
 """Builds the dataset and the networks of a chain, takes a step and forgets them: the check of what only they know,
-before a machine is rented.
+before a machine is rented. Prints the files of the repository that were imported for it, one a line.
 
     python -m ups.runs.building GPUS stage=diffusion_residual model.width=64
 """
@@ -12,6 +12,7 @@ from ups.cli import run
 from ups.config import build, check, composed
 from ups.data.darus import PUBLISHED
 from ups.errors import UserError
+from ups.paths import ROOT
 from ups.training.identity import identity_of
 from ups.training.obtain import try_out
 from ups.training.plan import check_batch_sizes
@@ -27,6 +28,8 @@ def main() -> None:
         raise UserError(f"dataset.path={cfg.dataset.path}: a rented machine fetches what is published, {names}")
     check_batch_sizes(identity_of(cfg).chain(), int(sys.argv[1]))
     try_out(identity_of(cfg), dataset, set_up(device="cpu", threads=1))
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())} - {None}
+    print(*sorted(file for file in files if Path(file).is_relative_to(ROOT)), sep="\n", flush=True)
     os._exit(0)  # at once: the launcher waits, and torch takes its time to leave
 
 

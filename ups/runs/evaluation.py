@@ -12,6 +12,7 @@ from torch import Tensor
 from ups.config import build, check, plain, window_keys
 from ups.console import screen
 from ups.data.batches import generator_of
+from ups.data.darus import PUBLISHED
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio
@@ -122,6 +123,7 @@ def refuse_seen(chosen: dict, own: dict, key: str) -> None:
         return  # generated splits share no initial condition
     paths = {Path(node["path"]).resolve() for node in (chosen, own)}
     same = len(paths) == 1 or any(path in other.parents for path in paths for other in paths)
+    same |= {path.name for path in paths} in [{name} for name in PUBLISHED]  # one file, wherever it lies
     if same and chosen["test"] > own["test"]:
         raise UserError(
             f"dataset.test={chosen['test']}: the stage of {key} has seen all but the first {own['test']} trajectories "
@@ -180,10 +182,10 @@ def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> T
     for nu in columns["surrogate"].get("nrmse_of_nu", ()):
         table.add_row(f"  of nu {nu}", *(f"{scores['nrmse_of_nu'][nu]:.3g}" for scores in scored))
     for measure in SHOWN:
-        if measure in columns["surrogate"]:
+        if any(measure in scores for scores in scored):
             table.add_row(measure, *(f"{scores[measure]:.3g}" if measure in scores else "" for scores in scored))
-        if f"{measure}_interval" in columns["surrogate"]:
-            ends = [scores.get(f"{measure}_interval") for scores in scored]
+        ends = [scores.get(f"{measure}_interval") for scores in scored]
+        if any(ends):
             table.add_row("  95 % interval", *(span(*each) if each else "" for each in ends))
     table.add_section()
     for measure, prefix in (("nrmse", ""), ("crps", "crps_")):

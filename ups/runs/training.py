@@ -105,6 +105,7 @@ def result_of(obtained: Obtained, plan: list[Planned], seed: int, seconds: float
         "plan": [planned.as_dict() for planned in plan],
         "seconds": round(seconds, 1),
         "git_commit": git_commit(),
+        "made_by": obtained.result["made_by"],  # its training, which may be an earlier run's
         "seed": seed,
     }
 

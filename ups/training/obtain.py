@@ -190,6 +190,7 @@ def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
                 stage.step(u, nu, example.time_step, generator_of(runtime.device, 0))
             except UserError as error:
                 raise UserError(keyed(str(error), network_key, node)) from error
+    example.window(dataset.initial_frame, dataset.rollout_steps, ("dataset.initial_frame", "dataset.rollout_steps"))
 
 
 def train_stage(

@@ -7,6 +7,7 @@ from pathlib import Path
 from ups.console import console
 from ups.errors import UserError
 from ups.machine import processes
+from ups.provenance import git_commit
 from ups.training.identity import Identity
 from ups.training.store import Entry
 
@@ -35,7 +36,11 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
         entry = Entry(store, each)
         place = origins.get(each.folder, str(entry.path))
         if entry.is_trained:
-            plan.append(Planned(entry, "found", place))
+            commit = entry.result()["made_by"]["git_commit"]
+            why = place + (f", by the code of {commit[:9]}" if commit not in (None, git_commit()) else "")
+            if plan and plan[-1].action != "found":
+                why += f", of use only if {plan[-1].entry.identity.folder} comes out as it was"
+            plan.append(Planned(entry, "found", why))
         elif entry.is_started:
             plan.append(Planned(entry, "resumed", f"an unfinished training in {place}"))
         else:

@@ -81,16 +81,16 @@ class Entry:
                 self.remove_states()
 
     def result(self) -> dict:
-        """The scores; a `UserError` if there are none that can be read."""
+        """The scores, and by what they were made; a `UserError` if that cannot be read."""
         result = read_json(self.path / RESULT)
         try:
             result |= {key: with_nan(result[key]) for key in ("score", "metrics")}  # of what diverged
-            test = result["metrics"]["test"]
+            test, _ = result["metrics"]["test"], result["made_by"]["git_commit"]
             scores = (result["score"], test["rollout_nrmse"], test["one_step_nrmse"])
         except (KeyError, TypeError):
             scores = (None,)
         if not all(isinstance(score, float) for score in scores):
-            raise UserError(f"{self.path / RESULT} has no scores: remove {self.path} and train it again")
+            raise UserError(f"{self.path / RESULT} is no training's: remove {self.path} and train it again")
         return result
 
     def rows(self) -> list[dict[str, float]]:

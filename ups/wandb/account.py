@@ -9,6 +9,8 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig
 
+from ups.errors import UserError
+
 HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # W&B's own: the client looks for its key in this order
 
 
@@ -59,10 +61,20 @@ def project_path(api, project: str, entity: str | None) -> str:
     return f"{entity or api.settings['entity'] or api.default_entity}/{project}"
 
 
-def project_page(cfg: DictConfig) -> str:
-    """The address of the project's page. Asks the server, so it also tells whether that takes the key."""
+def writable_project(cfg: DictConfig) -> tuple[str, str]:
+    """The entity and the address of the project's page. Asks the server, so it also tells whether that takes the key.
+
+    Raises `UserError` for an entity that the account is no member of: a run there would go on offline.
+    """
     import wandb
 
     api = wandb.Api(api_key=api_key(), timeout=10)
-    project = project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)
-    return f"{wandb.util.app_url(api.settings['base_url'])}/{project}"
+    path = project_path(api, cfg.logger.wandb.project, cfg.logger.wandb.entity)
+    entity, account = path.partition("/")[0], api.viewer
+    members = sorted({name for name in (account.entity, account.username, *account.teams) if name})
+    if entity not in members:
+        raise UserError(
+            f"W&B's entity {entity} (of logger.wandb.entity, WANDB_ENTITY or the client's settings) is none of this "
+            f"account's, so its runs would stay offline: use logger.wandb.entity={'|'.join(members)}"
+        )
+    return entity, f"{wandb.util.app_url(api.settings['base_url'])}/{path}"

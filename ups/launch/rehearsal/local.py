@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ups.console import console
 from ups.errors import Interrupted, UserError
 from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, offer
-from ups.launch.rehearsal.wandb_server import WandbServer
+from ups.launch.rehearsal.wandb_server import ENTITY, WandbServer
 
 POLL_SECONDS = 0.5
 
@@ -27,8 +27,9 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
     key = secrets.token_hex(32)
     with VastServer(key, machines, environment) as service, WandbServer(secrets.token_hex(32)) as tracker:
         service.offers = offers_that_fit(cfg.vast)
+        tracker.team = cfg.logger.get("wandb", {}).get("entity")
         before = dict(os.environ)
-        os.environ |= {"VAST_URL": service.url, "VAST_API_KEY": key} | tracker.environment
+        os.environ |= {"VAST_URL": service.url, "VAST_API_KEY": key, "WANDB_ENTITY": ENTITY} | tracker.environment
         console.print(
             f"rehearsal: {service.url} plays Vast, {tracker.url} plays W&B, machines are folders in {machines}; "
             "nothing is rented"

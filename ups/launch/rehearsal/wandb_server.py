@@ -59,6 +59,7 @@ class WandbServer:
     refuse_uploads = False  # the body of an artifact's file is answered with 403
     forget_commits = False  # a commit is confirmed, and the artifact stays PENDING
     forget_ends = False  # the end of a run is confirmed, and the run stays running
+    team: str | None = None  # of which the account is a member
 
     def __init__(self, api_key: str = API_KEY):
         self.api_key = api_key
@@ -106,7 +107,7 @@ class WandbServer:
     def Viewer(self, v: dict) -> dict:
         viewer = {"id": "VXNlcjox", "name": ENTITY, "entity": ENTITY, "username": ENTITY, "email": "t@example.org",
                   "flags": "{}", "admin": False, "deletedAt": None, "apiKeys": {"edges": []},
-                  "teams": {"edges": []}}  # fmt: skip
+                  "teams": {"edges": [{"node": {"name": self.team}}] if self.team else []}}  # fmt: skip
         return {"viewer": viewer}
 
     GetViewer = GetDefaultEntity = Viewer
