@@ -67,7 +67,7 @@ def twin(finished, copied):
 def test_a_training_brings_its_rows_and_its_checkpoint_to_wandb(finished):
     machine, server = finished
     (run,) = server.runs.values()
-    assert (run.id, run.name, run.state, run.project) == ("abc", "machine-run", "finished", "ups")
+    assert (run.id, run.name, run.state, run.project) == ("abc", "abc", "finished", "ups")
     assert run.config["stage"]["value"]["name"] == "operator" and run.config["budget"]["value"]["operator"] == 6
     first = next(json.loads(body) for _, operation, body in server.requests if operation == "UpsertBucket")
     assert first["variables"]["tags"] == ["a", "b"]
@@ -188,11 +188,11 @@ def test_nobody_is_asked_offline_without_a_key_or_where_it_is_turned_off(server,
 
 @pytest.mark.parametrize("fault", ["down", "slow"])
 def test_wandb_that_does_not_answer_costs_a_warning_and_seconds(fault, server, look_up, monkeypatch, capsys):
-    monkeypatch.setattr(lookup, "ANSWER_SECONDS", 7.5)  # the client's import is among them; its own bound is 8
+    monkeypatch.setattr(lookup, "ANSWER_SECONDS", 12)  # the client's import is among them, which takes three to ten
     setattr(server, fault, 60)
     started = time.monotonic()
     assert look_up(server) == {} and server.requests
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 30
     warning = capsys.readouterr().err
     assert warning.count("warning: ") == warning.count("\n") == 1 and "no look at W&B's checkpoints" in warning
 

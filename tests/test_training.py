@@ -361,9 +361,9 @@ def test_the_plan_names_the_commit_of_a_stage_that_other_code_trained(chain):
     assert plan().action == "found" and plan().why == str(chain.below.path)
     file = chain.below.path / "result.json"
     result = read_json(file)
-    result["made_by"]["git_commit"] = "0123456789abcdef"
+    result["made_by"]["git_commit"] = "0123456789" * 4 + "-dirty"
     write_json(file, result)
-    assert plan().why == f"{chain.below.path}, by the code of 012345678"
+    assert plan().why == f"{chain.below.path}, by the code of 012345678-dirty"
 
 
 def test_the_plan_says_what_a_found_stage_needs_that_is_gone(chain):
@@ -508,7 +508,8 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
     entry = Entry(tmp_path, from_content(content))
     assert entry.why_new() == f"no operator in {tmp_path}"
     weights, scores = torch.nn.Linear(2, 2).state_dict(), {"rollout_nrmse": math.inf, "one_step_nrmse": 0.1}
-    entry.finish(weights, [{"a": 0.1}, {"a": 0.2, "b": float("inf")}], {"score": 0.1, "metrics": {"test": scores}})
+    result = SCORES | {"metrics": {"test": scores}}
+    entry.finish(weights, [{"a": 0.1}, {"a": 0.2, "b": float("inf")}], result)
     assert math.isnan(entry.result()["metrics"]["test"]["rollout_nrmse"])
     assert "null" in (entry.path / "result.json").read_text()  # JSON has no NaN and no Infinity
     changed = Entry(tmp_path, from_content(content | {"seed": 3}))

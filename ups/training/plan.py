@@ -37,7 +37,8 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
         place = origins.get(each.folder, str(entry.path))
         if entry.is_trained:
             commit = entry.result()["made_by"]["git_commit"]
-            why = place + (f", by the code of {commit[:9]}" if commit not in (None, git_commit()) else "")
+            other = commit not in (None, git_commit())
+            why = place + (f", by the code of {commit[:9]}{commit[40:]}" if other else "")  # 40: perhaps "-dirty"
             if plan and plan[-1].action != "found":
                 why += f", of use only if {plan[-1].entry.identity.folder} comes out as it was"
             plan.append(Planned(entry, "found", why))

@@ -90,7 +90,7 @@ class Entry:
         except (KeyError, TypeError):
             scores = (None,)
         if not all(isinstance(score, float) for score in scores):
-            raise UserError(f"{self.path / RESULT} is no training's: remove {self.path} and train it again")
+            raise UserError(f"{self.path / RESULT} is no result of a training: remove {self.path} and train it again")
         return result
 
     def rows(self) -> list[dict[str, float]]:
