@@ -512,6 +512,14 @@ def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, 
     assert not server.rows
 
 
+def test_who_watches_and_loses_the_service_is_told_that_the_bill_goes_on(rent, server, tmp_path):
+    rental = rent()
+    server.faults.append(Fault(rf"GET /api/v0/instances/{rental.instance_id}/", (500, {}), times=5))
+    with pytest.raises(UserError, match=f"STILL BILLED: instance {rental.instance_id} "):
+        follow(Vast(0.01, 3), Ledger(tmp_path / "rentals"), rental, 0.05)
+    assert rental.instance_id in server.rows
+
+
 def test_reap_leaves_what_is_not_ours_and_what_is_in_time(launch, rent, server, tmp_path):
     rent()
     (mine,) = server.rows.values()

@@ -64,16 +64,17 @@ def refuse_changes(folder: Path) -> None:
     answer = git(folder, "status", "--porcelain=v1", "--untracked-files=all", strip=False)
     if answer is None:
         raise UserError(f"git status fails, so nobody knows what is not committed: git -C {folder} status shows why")
-    refuse([line[3:] for line in answer.splitlines() if not line.startswith("??") or MATTERS.fullmatch(line[3:])])
+    lines = answer.splitlines()
+    refuse_uncommitted([line[3:] for line in lines if not line.startswith("??") or MATTERS.fullmatch(line[3:])])
 
 
 def refuse_untracked(folder: Path, files: list[str]) -> None:
     """`files`, not none: code that a config imports, wherever it is. What git is told to ignore (an environment) is
     not missed."""
-    refuse((git(folder, "ls-files", "--others", "--exclude-standard", "--", *files) or "").splitlines())
+    refuse_uncommitted((git(folder, "ls-files", "--others", "--exclude-standard", "--", *files) or "").splitlines())
 
 
-def refuse(paths: list[str]) -> None:
+def refuse_uncommitted(paths: list[str]) -> None:
     if paths:
         more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
         raise UserError(

@@ -123,7 +123,8 @@ def refuse_seen(chosen: dict, own: dict, key: str) -> None:
         return  # generated splits share no initial condition
     paths = {Path(node["path"]).resolve() for node in (chosen, own)}
     same = len(paths) == 1 or any(path in other.parents for path in paths for other in paths)
-    same |= {path.name for path in paths} in [{name} for name in PUBLISHED]  # one file, wherever it lies
+    names = {path.name for path in paths}
+    same |= len(names) == 1 and names <= PUBLISHED.keys()  # a published file is the same wherever it lies
     if same and chosen["test"] > own["test"]:
         raise UserError(
             f"dataset.test={chosen['test']}: the stage of {key} has seen all but the first {own['test']} trajectories "
