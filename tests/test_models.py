@@ -23,7 +23,7 @@ from ups.models.latent_operator import LatentOperator
 from ups.models.layers import CircularConv
 from ups.models.solver_in_the_loop import SolverInTheLoop, cole_hopf_step
 from ups.models.step import OpenedStep, Step
-from ups.models.subcell import TO_AVERAGES, TO_POINTS, SubcellCorrection
+from ups.models.subcell import TO_AVERAGES, TO_POINTS, SubcellCorrection, unresolved
 from ups.models.unet import UNet
 
 NETWORKS = {
@@ -98,8 +98,8 @@ def test_the_weights_of_stages_that_were_trained_have_these_names():
 def test_step_conserves_the_sum_of_its_cell_averages(step):
     """Read as averages at both ends: with the map back to point values taken out."""
     u = fields() - fields().mean(-1, keepdim=True)
-    step.to_points.forward = lambda averages, c: averages
-    averages = step.to_averages(u, physical_scalars(NU, 0.05))
+    step.to_points.forward = lambda averages, c, nu: averages
+    averages = step.to_averages(u, physical_scalars(NU, 0.05), NU)
     assert torch.allclose(step(u, NU, 0.05).mean(-1), averages.mean(-1), atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_step_conserves_the_sum_of_its_cell_averages(step):
 def test_subcell_correction_leaves_straight_lines_alone():
     correction = random_weights(SubcellCorrection(2, smooth_factor=0))
     u = torch.arange(32.0)[None] / 32
-    moved = (correction(u, torch.zeros(1, 2)) - u).abs()[0]
+    moved = (correction(u, torch.zeros(1, 2), torch.tensor([0.001])) - u).abs()[0]
     assert moved[2:-2].max() < 1e-5 < 1e-3 < moved.max()  # the jump is where the interval closes
 
 
@@ -118,9 +118,26 @@ def test_a_fresh_subcell_correction_converts_smooth_fields_with_fourth_order(fac
         values = torch.sin(2 * math.pi * torch.arange(points).double() / points)[None]
         averages = values * math.sin(math.pi / points) / (math.pi / points)
         given, wanted = (values, averages) if factor == TO_AVERAGES else (averages, values)
-        return float((SubcellCorrection(2, factor).double()(given, torch.zeros(1, 2)) - wanted).abs().max())
+        fresh = SubcellCorrection(2, factor).double()
+        return float((fresh(given, torch.zeros(1, 2), torch.tensor([0.01])) - wanted).abs().max())
 
     assert error(64) < 1e-6 and math.log2(error(32) / error(64)) > 3.9
+
+
+def test_what_is_unresolved_falls_with_the_third_power_of_the_cell_reynolds_number():
+    nu = torch.tensor([0.0005, 0.001, 0.01, 0.1])
+    assert unresolved(nu, 256)[:2].tolist() == [[1], [1]]  # exactly: there it changes no training
+    assert torch.allclose(unresolved(nu, 256)[2:], torch.tensor([[3.61e-3], [3.61e-6]]), rtol=0.01)
+    assert torch.allclose(unresolved(nu, 512)[3], unresolved(nu, 256)[3] / 8)
+
+
+@torch.no_grad()
+def test_a_network_however_wrong_spoils_nothing_that_is_resolved():
+    u = fields()[:1].repeat(2, 1).repeat_interleave(4, -1)
+    nu = torch.tensor([0.001, 0.1])
+    fresh, wrong = (SOLVER_IN_THE_LOOP(solver="cole_hopf") for _ in range(2))
+    change = (random_weights(wrong)(u, nu, 0.05) - fresh(u, nu, 0.05)).norm(dim=-1) / u.norm(dim=-1)
+    assert change[0] > 0.1 and change[1] < 1e-4 * change[0]
 
 
 @torch.no_grad()
@@ -225,7 +242,7 @@ def test_an_opened_step_is_the_step_between_its_readings(step):
     assert torch.equal(opened.to_field(opened.after), step(u, NU, 0.05))
     assert (opened.to_state(step(u, NU, 0.05)) - opened.after).abs().max() > 1e-3  # of random weights
     torch.testing.assert_close(opened.before.sum(-1), opened.after.sum(-1), rtol=1e-5, atol=1e-4)
-    step.to_points.forward = step.to_averages.forward = lambda field, c: field
+    step.to_points.forward = step.to_averages.forward = lambda field, c, nu: field
     opened = step.opened(u, NU, 0.05)
     assert torch.allclose(opened.to_state(opened.to_field(opened.after)), opened.after, atol=1e-6)
     speed = opened.to_field(opened.after) - opened.at_points(opened.after)

@@ -41,22 +41,26 @@ class ConservativeStep(Step):
             return rolled(cells, moved.long())
 
         def to_field(averages: Tensor) -> Tensor:
-            return at_points(self.to_points(averages, c)) + speed
+            return at_points(self.to_points(averages, c, nu)) + speed
 
         def to_state(field: Tensor) -> Tensor:
-            return self.to_averages(rolled(field, -moved.long()) - speed, c)
+            return self.to_averages(rolled(field, -moved.long()) - speed, c, nu)
 
-        before = self.to_averages(u - speed, c)
+        before = self.to_averages(u - speed, c, nu)
         return OpenedStep(before, self.advance(before, nu, time_step, c), to_field, to_state, at_points)
 
     def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
         """Cell averages in the moving frame: (B, N) -> (B, N), with the same sum."""
-        return self.corrected(averages, averages[:, None], time_step, c)
+        return updated(averages, self.flux(averages[:, None], c), time_step)
 
-    def corrected(self, averages: Tensor, channels: Tensor, time_step: float, c: Tensor) -> Tensor:
-        """averages: (B, N) less the divergence of the flux that the network reads from channels: (B, C, N)."""
-        flux = self.network(channels, c)[:, 0].float()  # it is differenced: half precision ends here
-        return averages - time_step * averages.shape[-1] * backward_difference(flux)
+    def flux(self, channels: Tensor, c: Tensor) -> Tensor:
+        """(B, C, N) -> through the right face of each cell, (B, N)."""
+        return self.network(channels, c)[:, 0].float()  # it is differenced: half precision ends here
+
+
+def updated(averages: Tensor, flux: Tensor, time_step: float) -> Tensor:
+    """(B, N) each: the averages a time step later, by the mean flux through the right faces in it."""
+    return averages - time_step * averages.shape[-1] * backward_difference(flux)
 
 
 def backward_difference(face: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ups.data.solver import finite_volume
-from ups.models.conservative_step import ConservativeStep, backward_difference
+from ups.models.conservative_step import ConservativeStep, backward_difference, updated
 from ups.models.dilresnet import DilatedResNet
+from ups.models.subcell import unresolved
 
 FASTEST = 100.0  # a trajectory that is faster is lost: PDEBench's are slower than 5
 
@@ -28,7 +29,8 @@ class SolverInTheLoop(ConservativeStep):
         if (in_channels, out_channels) != (1, 1):
             raise ValueError("solver_in_the_loop is an operator, not a corrector's network: choose dilresnet_small")
         super().__init__(DilatedResNet(2, 1, condition, width, kernel, dilations))
-        self.solve, self.solver_gradient = SOLVERS[solver], solver_gradient
+        self.solve, self.power = SOLVERS[solver]
+        self.solver_gradient = solver_gradient
 
     def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
         """(B, N) -> (B, N), nan where a trajectory is faster than FASTEST."""
@@ -36,7 +38,8 @@ class SolverInTheLoop(ConservativeStep):
         averages = averages.masked_fill(lost, math.nan)  # it would cost the others of its batch endless steps
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.solver_gradient):
             solved = self.solve(averages, nu[:, None] / math.pi, time_step)
-        return self.corrected(solved, torch.stack((averages, solved), 1), time_step, c)
+        size = unresolved(nu, averages.shape[-1], self.power)
+        return updated(solved, size * self.flux(torch.stack((averages, solved), 1), c), time_step)
 
 
 def cole_hopf_step(averages: Tensor, kappa: Tensor, time_step: float) -> Tensor:
@@ -79,4 +82,5 @@ def finite_volume_step(averages: Tensor, kappa: Tensor, time_step: float) -> Ten
     return finite_volume(averages, kappa, [0.0, time_step])[:, -1]
 
 
-SOLVERS = {"cole_hopf": cole_hopf_step, "finite_volume": finite_volume_step}
+# Each with the power of the cell Reynolds number by which its error falls, where the grid resolves the shocks.
+SOLVERS = {"cole_hopf": (cole_hopf_step, 3), "finite_volume": (finite_volume_step, 1)}
