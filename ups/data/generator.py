@@ -194,7 +194,8 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
     # Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     resource_tracker.ensure_running()  # the pool's helper, which the pool would start, and then unblock SIGINT
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A SIGTERM waits until all have started: one that has half of what it is to begin with would end in a traceback.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         pool = get_context("spawn").Pool(workers, initializer=_start_worker)
     finally:
@@ -231,6 +232,7 @@ def _next(solutions) -> tuple | None:
 
 
 def _start_worker() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the pool ends its workers by it
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also of one that the pool starts later
 
