@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import TimeoutError, active_children, get_context, resource_tracker
+from multiprocessing.pool import Pool
 from multiprocessing.spawn import get_preparation_data
 from pathlib import Path
 
@@ -191,16 +192,7 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
             for rows, u0, kappa in chunks:
                 yield rows, solve_chunk(u0, kappa)
         return
-    # Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    resource_tracker.ensure_running()  # the pool's helper, which the pool would start, and then unblock SIGINT
-    # A SIGTERM waits until all have started: one that has half of what it is to begin with would end in a traceback.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        pool = get_context("spawn").Pool(workers, initializer=_start_worker)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with pool:
+    with _pool(workers) as pool:
         # The slowest chunk first, so that no core waits for it at the end. NumPy arrays cross processes by value.
         work = [(index, *map(_as_array, chunks[index][1:])) for index in reversed(range(len(chunks)))]
         alive = set(active_children())
@@ -210,6 +202,23 @@ def _each(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> I
                 if set(active_children()) != alive:  # the pool starts another and waits for the lost work forever
                     raise UserError("a process that generates data was killed (out of memory?): free some, start again")
             yield chunks[solution[0]][0], torch.from_numpy(solution[1])
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[Pool]:
+    """Ctrl-C and a closed terminal reach the whole group; the parent ends its workers, which are born deaf to both.
+
+    A SIGTERM waits until all have started: one that has half of what it is to begin with would end in a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    resource_tracker.ensure_running()  # the pool's helper, which the pool would start, and then unblock SIGINT
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        with get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what has waited is answered here, and ends the pool
+            yield pool
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # where the pool did not start
 
 
 @contextmanager

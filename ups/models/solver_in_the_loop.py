@@ -82,5 +82,5 @@ def finite_volume_step(averages: Tensor, kappa: Tensor, time_step: float) -> Ten
     return finite_volume(averages, kappa, [0.0, time_step])[:, -1]
 
 
-# Each with the power of the cell Reynolds number by which its error falls, where the grid resolves the shocks.
+# Each with a power of the cell Reynolds number by which its error falls at least, where the grid resolves the shocks.
 SOLVERS = {"cole_hopf": (cole_hopf_step, 3), "finite_volume": (finite_volume_step, 1)}
