@@ -125,9 +125,12 @@ def test_three_spellings(spelling):
 def test_answers_at_once_without_torch(arguments, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / "launch_vast.py"), *arguments]
     worked = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # seconds of its own, whatever runs beside
-    before = worked()
-    answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
-    assert worked() - before < 2.0  # 0.3 on an idle machine, and what is not compiled yet
+    laps = []
+    for _ in range(2):  # the first of a fresh environment compiles Hydra
+        before = worked()
+        answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
+        laps.append(worked() - before)
+    assert min(laps) < 1.5, laps  # 0.3 on an idle machine
     assert answer.returncode == 0 and "vast" in answer.stdout
     assert not re.search(r"\| +(torch|vastai|wandb)$", answer.stderr, re.MULTILINE)
 
