@@ -8,7 +8,8 @@ peer since that is how it is usually trained. Ratios are to the better of the tw
 
 Each training is one `python train.py` of one thread, as many at a time as --workers; a short trial under the
 same conditions determines how many steps fit into the time. Results are kept in cache/ and store/, so an interrupted
-benchmark resumes where it stopped. Writes docs/accuracy/nu*.json, .md (the table) and .png.
+benchmark resumes where it stopped. Writes outputs/benchmarks/nu*.json, .md (the table) and .png;
+the published ones are in docs/accuracy/.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--pdebench", type=Path, help="a published file of this nu: a second test set")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "accuracy", help="folder of the report")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "benchmarks", help="of the report")
     asked = parser.parse_args()
     asked.output = asked.output.resolve()
     asked.pdebench = asked.pdebench and asked.pdebench.resolve()

@@ -3,7 +3,8 @@
     python benchmarks/generalization.py store/operator-DIGEST [store/operator-DIGEST ...]
 
 Each cell is one `python evaluate.py` on 64 trajectories of `dataset.seed=1`, which no training has seen; the classical
-solver is on the same grid. Writes docs/accuracy/generalization.md.
+solver is on the same grid. Writes outputs/benchmarks/generalization.md; the published one is in
+docs/accuracy/.
 """
 
 import argparse
@@ -33,7 +34,9 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", help="folders in the store")
-    checkpoints = [path.resolve() for path in parser.parse_args().checkpoints]
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "benchmarks", help="of the report")
+    asked = parser.parse_args()
+    checkpoints = [path.resolve() for path in asked.checkpoints]
     columns = ["64 trajectories", *map(name_of, checkpoints), "classical solver"]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for case, overrides in CASES.items():
@@ -41,9 +44,8 @@ def main() -> None:
         cells = [case, *map(cell, scores), cell(scores[0]["baselines"]["solver"])]
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-    folder = ROOT / "docs" / "accuracy"
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "generalization.md", lambda partial: partial.write_text("\n".join(lines) + "\n"))
+    asked.output.mkdir(parents=True, exist_ok=True)
+    write(asked.output / "generalization.md", lambda partial: partial.write_text("\n".join(lines) + "\n"))
 
 
 def name_of(checkpoint: Path) -> str:

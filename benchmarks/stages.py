@@ -11,7 +11,8 @@ Trainings are `python train.py` of one thread, as many at a time as --workers; s
 many steps fit into the time. The second command is a harder setting: four times fewer points, so that much of the next
 field cannot be determined from the given one. An ensemble has 19 members, for its mean and the coverage; its CRPS and
 spread/skill are those of the first 8. Results are kept in cache/ and store/, so an interrupted benchmark resumes where
-it stopped. Writes docs/stages/points*.json, .md (the table) and .png.
+it stopped. Writes outputs/benchmarks/points*.json, .md (the table) and .png; the published ones are in
+docs/stages/.
 """
 
 import argparse
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--trajectories", type=int, default=128, help="of the test, which nothing else has seen")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "stages", help="folder of the report")
+    parser.add_argument("--output", type=Path, default=ROOT / "outputs" / "benchmarks", help="of the report")
     asked = parser.parse_args()
     asked.output = asked.output.resolve()
     os.chdir(ROOT)

@@ -310,6 +310,8 @@ def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tm
 def test_evaluate_says_what_is_missing(command, tmp_path, diffusion):
     answer = command("evaluate.py", "checkpoint=nowhere")
     assert answer.returncode == 1 and answer.stderr.strip().splitlines()[-1].startswith("error: checkpoint=nowhere")
+    answer = command("evaluate.py", "checkpoint=nowhere", "dataset.points=64")
+    assert answer.returncode == 1 and answer.stderr.strip().endswith(": give dataset=OPTION too"), answer.stderr
     shutil.copytree(diffusion / "store", tmp_path / "store")
     (operator,) = (tmp_path / "store").glob("operator-*/")
     os.rename(operator, tmp_path / "elsewhere")

@@ -371,4 +371,8 @@ def _nearest(key: str, known_keys: list[str]) -> str:
     if near:
         return f": did you mean {near[0]}?"
     siblings = [known for known in known_keys if known.rpartition(".")[0] == parent]
-    return f": {parent or 'at the top'} has {', '.join(siblings)}" if siblings else "; --cfg job shows them all"
+    if siblings:
+        return f": {parent or 'at the top'} has {', '.join(siblings)}"
+    if parent in GROUPS and parent not in known_keys:
+        return f" until its group has an option: give {parent}=OPTION too"
+    return "; --cfg job shows them all"
