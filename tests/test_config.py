@@ -59,6 +59,7 @@ def test_every_yaml_is_one_screen_and_starts_with_its_command(file):
 BAD = {
     "dataset.nu=-1": "dataset.nu=-1.0: must be a number above 0",
     "dataset.nu=[0.01,x]": "dataset.nu",
+    "dataset.nu=[0.01,0.01]": "dataset.nu=[0.01, 0.01]: must be a number above 0",
     "stage.steps=0": "stage.steps=0: must be a whole number, at least 1",
     "stage.steps=many": "stage.steps=many",
     "stage.steps=": "stage.steps=: must be a whole number",
@@ -92,6 +93,12 @@ def test_values_out_of_range(override):
     with pytest.raises(UserError) as error:
         check(train_config(override.replace("dataset.nu=-1", "dataset.nu=-1.0")))
     assert str(error.value).startswith(BAD[override]) and "\n" not in str(error.value)
+
+
+def test_two_stages_of_a_chain_have_two_names():
+    """Their charts are under them."""
+    with pytest.raises(UserError, match=r"^stage\.requires\.name=operator: another stage of the chain has that name"):
+        check(train_config("stage=diffusion_residual", "stage.name=operator"))
 
 
 def test_values_deep_in_the_chain_are_checked_under_their_own_name():

@@ -40,6 +40,10 @@ def generator_settings(**changed):
 
 def test_a_field_without_a_relative_error_is_refused(monkeypatch, tmp_path):
     nothing = lambda count, points, stream: torch.zeros(count, points).double()
+    for changed in ({"nu": 4.0}, {"nu": 1.0, "frames": 11}):  # what is left of it is nothing, or rounding
+        settings = generator_settings(initial_condition="random_field", solver_points=512, time_step=0.2, **changed)
+        with pytest.raises(UserError, match=rf"^dataset\.nu={changed['nu']}: a field decays to zero"):
+            Burgers(**settings).load_test(tmp_path, torch.device("cpu"))
     monkeypatch.setitem(INITIAL_CONDITIONS, "sinusoids", nothing)
     with pytest.raises(UserError, match=r"^dataset\.nu=0\.01: a field decays to zero"):
         Burgers(**generator_settings()).load_test(tmp_path, torch.device("cpu"))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from ups.data.solver import finite_volume
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, rollout_nrmse
 from ups.evaluation.plots import ensemble_panels, save_figures, space_time
-from ups.evaluation.rollout import ensemble, one_step, rollout
+from ups.evaluation.rollout import classical_solver, ensemble, one_step, rollout
 from ups.files import nulled, write_json
 from ups.runs.evaluation import refuse_seen
 
@@ -66,6 +67,22 @@ def test_frequency_bands_by_hand():
     assert got["frmse_low"] == pytest.approx((mean_of_two(1) + mean_of_two(1, 3)) / 4, rel=1e-5)
     assert got["frmse_mid"] == pytest.approx((mean_of_two(2) + mean_of_two(3)) / 8, rel=1e-5)
     assert got["frmse_high"] == pytest.approx((mean_of_two(4) + mean_of_two(5)) / 5, rel=1e-5)
+
+
+def test_a_band_without_a_mode_has_no_score():
+    """No nan either, which would read as a prediction that diverged."""
+    got = field_metrics(torch.zeros(2, 3, 16), torch.ones(2, 3, 16))
+    assert "frmse_high" not in got and got["frmse_low"] == 0.25 and got["frmse_mid"] == 0
+
+
+def test_the_classical_solver_has_an_answer_at_any_viscosity():
+    """Finite volumes alone would take 16,689 steps for this time step at nu 4."""
+    u = torch.sin(2 * math.pi * torch.arange(256) / 256).repeat(3, 1)
+    nu = torch.tensor([0.01, 4.0, 4.0])
+    stepped = classical_solver(u, nu, 0.05, torch.Generator())
+    assert torch.equal(stepped[:1], finite_volume(u[:1], float(nu[0]) / torch.pi, [0.0, 0.05])[:, -1])
+    decayed = math.exp(-4 / math.pi * (2 * math.pi) ** 2 * 0.05)  # of the linear equation: u^2 is a 50th of it here
+    assert (stepped[1:] - decayed * u[1:]).norm() / (decayed * u[1:]).norm() < 0.05
 
 
 def test_an_exact_prediction_has_scores():

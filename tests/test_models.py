@@ -204,6 +204,17 @@ def test_cole_hopf_step_against_the_exact_solution(nu, points):
     assert torch.allclose(stepped.mean(-1), before.float().mean(-1), atol=1e-6)
 
 
+def test_cole_hopf_step_of_a_trajectory_is_the_same_beside_another():
+    """Of a smaller kappa, which needs more nodes between the faces of 64 cells."""
+    averages = random_sinusoids(3, 64, torch.Generator().manual_seed(3)).float().requires_grad_()
+    kappa = torch.tensor([[0.001], [0.01], [0.01]]) / math.pi
+    together = cole_hopf_step(averages, kappa, 0.05)
+    alone = torch.cat([cole_hopf_step(averages[:1], kappa[:1], 0.05), cole_hopf_step(averages[1:], kappa[1:], 0.05)])
+    assert torch.allclose(together, alone, atol=1e-7)
+    gradients = [torch.autograd.grad(each.square().sum(), averages)[0] for each in (together, alone)]
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
 @torch.no_grad()
 def test_a_fresh_solver_in_the_loop_is_its_solver():
     fresh = SOLVER_IN_THE_LOOP(solver="finite_volume")

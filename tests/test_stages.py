@@ -239,7 +239,6 @@ def test_the_student_leaves_its_teacher_alone(data, tmp_path):
 @pytest.mark.parametrize("name", STAGES)
 def test_every_variant_of_a_network_is_compiled(name, data, tmp_path):
     stage = STAGES[name]()
-    torch._dynamo.reset()
     counters = torch._dynamo.utils.counters  # imported here: it takes seconds
     counters.clear()
     compile_each(called_networks(stage.network), backend="eager")

@@ -63,6 +63,10 @@ def either(*rules: Rule) -> Rule:
     return Rule(" or ".join(rule.text for rule in rules), lambda v: any(rule.accepts(v) for rule in rules))
 
 
+def distinct(rule: Rule) -> Rule:
+    return Rule(f"{rule.text}, each once", lambda v: rule.accepts(v) and len({*v}) == len(v))
+
+
 def subset_of(*choices) -> Rule:
     return Rule(
         f"a list of {', '.join(choices)}, each at most once; it may be empty",
@@ -124,7 +128,7 @@ RULES: dict[str, Rule] = {
     r"model\.solver": one_of("cole_hopf", "finite_volume"),
     r"model\.solver_gradient": BOOL,
     r"(model|stage\.network)\.dilations": list_of(integer(1, 65536)),
-    r"dataset\.nu": either(number(0, 1e3, open_low=True), list_of(number(0, 1e3, open_low=True))),
+    r"dataset\.nu": either(number(0, 1e3, open_low=True), distinct(list_of(number(0, 1e3, open_low=True)))),
     r"dataset\.nu_range": either(list_of(number(0, 1e3, open_low=True), 2), NULL),
     r"dataset\.initial_condition": one_of("sinusoids", "random_field"),
     r"dataset\.(test|validation|shifts|rollout_steps|space_stride|time_stride)": integer(1),
@@ -237,6 +241,10 @@ def _check_pairs(cfg: DictConfig) -> None:
         low, high = node["input_noise"] if node and "input_noise" in node else (0, 0)
         if low > high or (high > 0 and low == 0):
             raise UserError(f"{path}.input_noise=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
+    named = {}
+    for key, node in _chain(content):
+        if named.setdefault(node["name"], node.get("_target_")) != node.get("_target_"):
+            raise UserError(f"{key}.name={node['name']}: another stage of the chain has that name, and its charts")
     vast = cfg.get("vast")
     if vast is not None and vast.max_hours < vast.min_hours:
         raise UserError(f"vast.max_hours={vast.max_hours}: less than vast.min_hours={vast.min_hours}; lower that too")

@@ -28,6 +28,7 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
     points = error.shape[-1]
     relative = relative_error(prediction, truth)
     spectrum = mode_amplitudes(error)  # (T, N/2 + 1)
+    bands = {"frmse_low": spectrum[:, :4], "frmse_mid": spectrum[:, 4:12], "frmse_high": spectrum[:, 12:]}
     energy, true_energy = prediction.square().mean(-1) / 2, truth.square().mean(-1) / 2
     excess = (energy - true_energy) / true_energy[:, :1]
     return {
@@ -36,9 +37,7 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
         "crmse": float((error.sum(-1).square().mean(0).sqrt() / points).mean()),
         "max_error": float(error.abs().amax((0, 2)).mean()),
         "brmse": float(error[..., [0, -1]].square().mean(-1).sqrt().mean()),
-        "frmse_low": float(spectrum[:, :4].mean()),
-        "frmse_mid": float(spectrum[:, 4:12].mean()),
-        "frmse_high": float(spectrum[:, 12:].mean()),
+        **{name: float(band.mean()) for name, band in bands.items() if band.numel()},
         "mae": float(error.abs().mean()),
         "nrmse_worst": float(relative.mean(1).max()),
         "worst_over_mean": float(relative.mean(1).max() / relative.mean()),

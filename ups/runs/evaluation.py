@@ -111,7 +111,7 @@ def metrics_of(cfg: DictConfig, scores: dict[str, dict], versus: dict[str, dict]
 
 def title_of(stages: dict[str, Obtained], window: Trajectories) -> str:
     samples, frames, points = window.u.shape
-    nu = ", ".join(f"{value:.3g}" for value in window.nu.unique().tolist())
+    nu = ", ".join(f"{value:g}" for value in window.nu.unique().tolist())
     checkpoint, *compared = (each.entry.identity.folder for each in stages.values())
     title = f"{checkpoint}: nu {nu}, {points} points, {frames - 1} steps, {samples} trajectories"
     return title + "".join(f"; compare: {folder}" for folder in compared)
@@ -155,7 +155,7 @@ def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size:
         metrics["spread_skill_interval"] = [low, high]
     nus, errors = window.nu.unique(), torch.tensor(metrics["nrmse_per_trajectory"])
     if len(nus) > 1:
-        metrics["nrmse_of_nu"] = {f"{nu:.3g}": float(errors[window.nu.cpu() == nu.cpu()].mean()) for nu in nus}
+        metrics["nrmse_of_nu"] = {f"{nu:g}": float(errors[window.nu.cpu() == nu.cpu()].mean()) for nu in nus}
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
         "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),

@@ -64,7 +64,11 @@ def fetch_missing(identity: Identity, store: Path, cfg: DictConfig, runtime: Run
 
 def find(logger: DictConfig, entries: list[Entry]) -> dict[str, dict]:
     names = [name for entry in entries for name in (entry.identity.folder, unfinished(entry.identity))]
-    return json.loads(_ask(ANSWER_SECONDS, "find", logger.project, logger.entity or "", *names))
+    answer = _ask(ANSWER_SECONDS, "find", logger.project, logger.entity or "", *names)
+    try:
+        return json.loads(answer.splitlines()[-1])  # whatever the client has to say comes before it
+    except (ValueError, IndexError):
+        raise Unreachable("its client gave no answer that can be read") from None
 
 
 def fetch(entry: Entry, artifact: dict, runtime: Runtime) -> bool:

@@ -81,9 +81,11 @@ def compile_each(networks: Iterable[nn.Module], backend: str = "inductor") -> No
     """torch.compile, in place.
 
     Dynamo counts what it compiled of one `forward` for all networks of its class together: of other channels, of other
-    batches, with and without gradients. Beyond its limit it would go back to eager with no more than a warning.
+    batches, with and without gradients. Beyond its limit it would go back to eager with no more than a warning. What
+    an earlier stage, or job of a sweep, has compiled is forgotten.
     """
     networks = list(networks)
+    torch._dynamo.reset()
     dynamo = torch._dynamo.config
     dynamo.cache_size_limit = max(dynamo.cache_size_limit, VARIANTS * len(networks))
     for network in networks:
