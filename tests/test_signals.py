@@ -14,7 +14,8 @@ from machines import steps_of, wait_for
 from terminal import READERS
 
 from ups.callbacks.callback import Callback
-from ups.signals import stopping
+from ups.errors import Interrupted
+from ups.signals import interruption, stopped_once, stopping
 from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
@@ -82,6 +83,26 @@ def test_a_signal_to_the_whole_group_while_data_is_generated(number, start, tmp_
     code, error, seconds = run.end()
     assert code == 128 + number and seconds < SOON and "Traceback" not in error, error
     assert {path.suffix for path in tmp_path.glob("own/burgers/*")} == {".lock"}
+
+
+def test_a_second_signal_that_comes_at_once_does_not_stop_a_clean_up():
+    def interrupt(number, frame):
+        raise interruption(number, "stopped")
+
+    done = []
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(Interrupted), stopped_once():
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGTERM)
+                done.append("cleaned up")
+        assert done and signal.getsignal(signal.SIGTERM) is interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_under_nohup_a_closed_terminal_asks_for_nothing():

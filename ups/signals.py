@@ -106,6 +106,27 @@ class StopSignal:
 
 
 @contextmanager
+def stopped_once() -> Iterator[None]:
+    """The first signal stops the block as it would without this; another one cannot stop what the block then does to
+    clean up, not even before that has called itself `undisturbed`.
+    """
+    before = {number: handler for number in stopping() if callable(handler := signal.getsignal(number))}
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, lambda *_: None)
+        before[number](number, frame)
+
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def undisturbed(doing: str) -> Iterator[None]:
     """A signal waits until the block is through, and then stops the program."""
     received = []

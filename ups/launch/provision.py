@@ -11,7 +11,7 @@ from ups.launch.job import END_MARK, Job
 from ups.launch.ledger import Ledger, Rental, State, new_label
 from ups.launch.offers import Offer, no_offer, query, rank, reason
 from ups.launch.vast_api import NotRented, Unclear, Vast
-from ups.signals import undisturbed
+from ups.signals import stopped_once, undisturbed
 
 LOOKS = 5  # at the list, with growing spaces, for an instance that an unclear answer may have created
 SAME_REFUSALS, MAX_REFUSALS = 2, 10
@@ -34,6 +34,7 @@ def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int]
     return offers
 
 
+@stopped_once()
 def rent(
     vast: Vast, job: Job, settings: DictConfig, ledger: Ledger, money: float, folder: Path, offers: list[Offer]
 ) -> Rental:
