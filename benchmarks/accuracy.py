@@ -40,7 +40,7 @@ from benchmarks.trainings import (
     trained,
     write_report,
 )
-from ups.config import build
+from ups.config.build import build
 from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, spectral
 from ups.data.trajectories import Trajectories
@@ -49,8 +49,9 @@ from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import rollout
 from ups.paths import ROOT
 from ups.provenance import git_commit
+from ups.training.build import build_chain
 from ups.training.identity import identity_of
-from ups.training.obtain import build_chain, parameter_count
+from ups.training.obtain import parameter_count
 from ups.training.runtime import set_up
 
 PEER = "neuraloperator_fno"
@@ -132,7 +133,7 @@ def is_peer(name: str) -> bool:
 def overrides(nu: float, name: str, seed: int) -> list[str]:
     model = name.removesuffix(ADAMW)
     chosen = [SEARCH_PATH, f"model={model}", f"dataset.nu={nu:g}", "dataset.test=256", f"seed={seed}"]
-    adamw = ["stage.optimizer.basis_interval=null", "stage.optimizer.betas=[0.9,0.99]"]
+    adamw = ["optimizer@stage.optimizer=adamw"]
     return chosen if name == model else [*chosen, *adamw]
 
 

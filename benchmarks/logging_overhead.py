@@ -17,7 +17,8 @@ import torch
 
 from ups.callbacks.progress import Progress
 from ups.callbacks.step_metrics import StepMetrics
-from ups.config import build, composed
+from ups.config.build import build
+from ups.config.compose import composed
 from ups.data.trajectories import Splits, Trajectories
 from ups.loggers.csv import CSVLogger
 from ups.loggers.wandb import WandbLogger

@@ -42,7 +42,7 @@ from benchmarks.trainings import (
     trained,
     write_report,
 )
-from ups.config import build
+from ups.config.build import build
 from ups.data.batches import generator_of
 from ups.data.trajectories import Trajectories
 from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio

@@ -16,11 +16,12 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from ups.config import check, composed
+from ups.config.check import check
+from ups.config.compose import composed
 from ups.files import nulled, read_json, write, write_json
 from ups.stages.stage import Stage
 from ups.training.identity import identity_of
-from ups.training.obtain import load_chain
+from ups.training.load import load_chain
 from ups.training.runtime import set_up
 from ups.training.store import Entry
 
@@ -55,7 +56,7 @@ def steps_for(seconds: float, overrides: list[str], budgets: list[str]) -> int:
     the speed: of the same config, on this machine.
     """
     short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
-    short += [f"stage{'.requires' * depth}.evaluations=1" for depth in range(len(budgets))]
+    short += [f"stage{'.requires' * depth}.validations=1" for depth in range(len(budgets))]
     short += ["dataset.validation=8", "dataset.test=8"]  # scoring an ensemble would take longer
     identity = identity_of(checked(short))
     measured = Path("cache") / "speeds" / f"{identity.folder}.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from ups.config import composed
+from ups.config.compose import composed
 from ups.data.generator import Burgers
 from ups.data.trajectories import Splits
 from ups.machine import cores
@@ -20,7 +20,7 @@ from ups.machine import cores
 ROOT = Path(__file__).resolve().parent.parent
 DRAWN = [
     "experiment=smoke", "budget.operator=6", "budget.diffusion_residual=6", "budget.consistency_distill=6",
-    "stage.evaluations=2", "callbacks.step_metrics.every=2", "runtime.threads=1", "dataset.rollout_steps=5",
+    "stage.validations=2", "callbacks.step_metrics.every=2", "runtime.threads=1", "dataset.rollout_steps=5",
 ]  # fmt: skip
 FONTS = Path.home() / ".cache" / "matplotlib"  # a list of fonts for each new home would take seconds
 SMALL = [*DRAWN, "~callbacks.figures"]  # drawing takes a third of so short a run

@@ -18,7 +18,7 @@ from ups.training.store import Entry
 RUNTIME = set_up("cpu", 1)
 NETWORK = partial(DilatedResNet, width=8, kernel=3, dilations=[1, 2])
 OPTIMIZER = OptimizerSettings(
-    lr=3e-3, warmup=0.1, betas=[0.95, 0.95], basis_interval=10, weight_decay=0.0, clip=1.0, average=0.9
+    lr=3e-3, warmup=0.1, betas=[0.95, 0.95], basis_interval=10, weight_decay=0.0, clip=1.0, ema_decay=0.9
 )
 
 
@@ -49,9 +49,9 @@ def disturb(*networks):
 STAGES = {"operator": operator, "diffusion_residual": diffusion, "consistency_distill": student}
 
 
-def training(stage, data, folder, steps=20, evaluations=2, symmetries=(), **optimizer):
+def training(stage, data, folder, steps=20, validations=2, symmetries=(), **optimizer):
     """`optimizer`: what is other than in OPTIMIZER."""
     content = {"stage": {"name": "any", "requires": None, "steps": steps}}
     optimizer = replace(OPTIMIZER, **optimizer)
-    settings = LoopSettings("any", steps, 4, evaluations, optimizer, seed=0, symmetries=symmetries)
+    settings = LoopSettings("any", steps, 4, validations, optimizer, seed=0, symmetries=symmetries)
     return Training(stage, settings, data, Entry(folder, from_content(content)), made_by=RUNTIME.facts)

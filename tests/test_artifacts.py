@@ -13,7 +13,7 @@ import pytest
 from conftest import SMALL
 from machines import Machine, steps_of, wait_for
 
-from ups.config import composed
+from ups.config.compose import composed
 from ups.launch.rehearsal.wandb_server import WandbServer
 from ups.runs import lookup
 from ups.training.identity import identity_of
@@ -273,7 +273,7 @@ def test_an_offline_run_is_synced_by_the_proof(server, machine):
     assert server.artifact(machine.entry().name).state == "COMMITTED"
 
 
-LONG = ("budget.operator=4000", "stage.evaluations=1000", "callbacks.checkpoint.every=4")
+LONG = ("budget.operator=4000", "stage.validations=1000", "callbacks.checkpoint.every=4")
 
 
 def test_an_unfinished_training_comes_home_and_goes_on_elsewhere(server, machine, tmp_path):

@@ -39,7 +39,7 @@ def metrics_of(folder: Path) -> list[dict]:
 
 
 def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
-    validated = ["stage.requires.evaluations=2", "stage.requires.requires.evaluations=2"]
+    validated = ["stage.requires.validations=2", "stage.requires.requires.validations=2"]
     chain = ["stage=consistency_distill", *DRAWN, *validated]
     answer = command("train.py", *chain)
     assert answer.returncode == 0, answer.stderr
@@ -99,7 +99,7 @@ def test_a_gpu_gives_the_same_weights_twice(command, tmp_path):
 
 
 def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
-    # `stage.evaluations` would be of the job's own stage, and so make two different operators.
+    # `stage.validations` would be of the job's own stage, and so make two different operators.
     shared = [override for override in SMALL if not override.startswith("stage.")]
     kept = "+hydra.callbacks.returned._target_=returned.Returned"
     answer = command("train.py", "-m", "stage=operator,diffusion_residual", "logger=none", kept, *shared,
@@ -127,7 +127,7 @@ def test_a_run_that_is_refused_hides_nothing_from_the_proof(command, tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_state_and_closes_the_tracker(number, code, command, tmp_path, cache):
-    overrides = ["logger=wandb", *SMALL, "budget.operator=40000", "stage.evaluations=1"]  # many minutes
+    overrides = ["logger=wandb", *SMALL, "budget.operator=40000", "stage.validations=1"]  # many minutes
     run = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={cache}"], cwd=tmp_path, text=True,
         env=clean_environment(tmp_path), stderr=subprocess.PIPE, start_new_session=True,
@@ -198,8 +198,8 @@ def test_metrics_csv_is_written_whatever_the_logger(loggers, command, tmp_path):
 def test_tensorboard_has_every_point_of_both_stages_over_its_own_step(command, tmp_path):
     """Once, though the second start in the folder shows the first stage again."""
     folder = tmp_path / "run"
-    # `stage.evaluations` of DRAWN is the job's own stage's.
-    for chosen in (["stage=operator"], ["stage=diffusion_residual", "stage.requires.evaluations=2"]):
+    # `stage.validations` of DRAWN is the job's own stage's.
+    for chosen in (["stage=operator"], ["stage=diffusion_residual", "stage.requires.validations=2"]):
         answer = command("train.py", "logger=tensorboard", *chosen, "hydra.run.dir=run", *DRAWN)
         assert answer.returncode == 0, answer.stderr
     plan = json.loads((folder / "result.json").read_text())["plan"]
@@ -349,7 +349,7 @@ def test_evaluate_names_each_nu_and_members_are_of_either_stage(command, tmp_pat
 def test_training_on_pdebench_files(command, tmp_path):
     path = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
     small = ["dataset=pdebench_burgers", f"dataset.path={path}", "dataset.test=4", "dataset.validation=4"]
-    answer = command("train.py", *small, "budget.operator=4", "stage.evaluations=1", "logger=none", "runtime.threads=1")
+    answer = command("train.py", *small, "budget.operator=4", "stage.validations=1", "logger=none", "runtime.threads=1")
     assert answer.returncode == 0, answer.stderr
 
     (checkpoint,) = (tmp_path / "store").glob("operator-*/")

@@ -13,11 +13,14 @@ from conftest import ROOT, clean_environment, train_config
 from omegaconf import OmegaConf
 from test_data import write_hdf5
 
-from ups.config import OPTIMIZER_KEYS, RULES, _leaves, build, check, composed, plain, window_keys
+from ups.config.build import build
+from ups.config.check import OPTIMIZER_KEYS, _leaves, check, window_keys
+from ups.config.compose import composed, plain
+from ups.config.rules import RULES
 from ups.errors import UserError
 from ups.runs.training import make_callbacks
+from ups.training.build import try_out
 from ups.training.identity import canonical, identity_of
-from ups.training.obtain import try_out
 from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
@@ -140,8 +143,8 @@ def test_every_number_of_the_config_has_a_rule():
 
 
 @pytest.mark.parametrize("key", [
-    "stage.name", "stage.requires", "stage.steps", "stage.batch_size", "stage.symmetries", "stage.evaluations",
-    "stage.optimizer", "stage.optimizer.clip", "stage.requires.requires", "stage.requires.evaluations",
+    "stage.name", "stage.requires", "stage.steps", "stage.batch_size", "stage.symmetries", "stage.validations",
+    "stage.optimizer", "stage.optimizer.clip", "stage.requires.requires", "stage.requires.validations",
     "stage.requires.optimizer.basis_interval", "dataset.train", "dataset.rollout_steps",
 ])  # fmt: skip
 def test_what_is_read_of_every_stage_and_dataset_has_to_be_there(key):
@@ -221,6 +224,7 @@ def test_a_file_with_too_few_frames_is_refused_before_it_is_read(tmp_path):
         (["model.wdth=3"], "did you mean model.width?"),
         (["stage=operatr"], "stage=operatr is not an option of the group stage: choose one of consistency_distill, "),
         (["modle=dilresnet"], "modle is not a key of the config: did you mean model?"),
+        (["optimizer=adamw"], "optimizer is not a group of this config: did you mean optimizer@stage.optimizer?"),
         (["~model.width"], "~model.width: the key is needed"),
         (["experiment=null"], "a group takes the name of an option"),
         (["stage=[0]"], "a group takes the name of an option, no number"),

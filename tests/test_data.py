@@ -199,7 +199,7 @@ def test_generator_caches_and_splits_are_disjoint(tmp_path):
 
 def test_no_two_trajectories_of_the_published_sizes_are_alike(tmp_path, monkeypatch):
     """Those of all splits, and of other seeds: the docs' test sets are of another seed than what was trained on."""
-    monkeypatch.setattr("ups.data.generator.cores", lambda: 1)  # processes take longer to start than this does
+    monkeypatch.setattr("ups.data.workers.cores", lambda: 1)  # processes take longer to start than this does
     sizes = dict(nu=0.001, train=512, validation=64, test=256, solver_points=32, shifts=1, frames=2, time_step=1e-6,
                  initial_frame=0, rollout_steps=1)  # fmt: skip
     splits = [Burgers(**generator_settings(**sizes, seed=seed)).load(tmp_path, CPU) for seed in (0, 1, 2)]

@@ -98,7 +98,7 @@ def weights_differ_by(folder: Path, stage: str) -> float:
 
 def test_two_processes_train_the_chain_as_one_does(start, tmp_path):
     chain = [
-        "stage=diffusion_residual", *QUICK, "stage.requires.evaluations=2",
+        "stage=diffusion_residual", *QUICK, "stage.requires.validations=2",
         "stage.requires.optimizer.basis_interval=null",
     ]  # fmt: skip
     finished(start(*chain))
@@ -137,7 +137,7 @@ def test_the_optimizer_of_each_process_ends_with_the_same_weights(tmp_path):
 def test_sigterm_saves_once_and_any_number_of_processes_goes_on(start, tmp_path):
     """A scheduler tells all processes of a job, and torchrun tells its own again: that costs nothing."""
     # At the default rate rounding grows to 1e-2 within these steps: of one process too, from weights 1e-7 apart.
-    long = [*QUICK, "budget.operator=100", "stage.evaluations=1", "stage.optimizer.lr=1e-4"]
+    long = [*QUICK, "budget.operator=100", "stage.validations=1", "stage.optimizer.lr=1e-4"]
     run = start(*long)
     wait_for_steps(run, tmp_path)
     workers = [process_of(run, rank) for rank in (0, 1)]
@@ -194,7 +194,7 @@ def test_a_mistake_is_told_once(overrides, words, start, tmp_path):
     ("number", "saved", "report"), [(signal.SIGTERM, True, "143"), (signal.SIGKILL, False, "-9")], ids=["term", "kill"]
 )
 def test_the_end_of_one_process_is_the_end_of_all(number, saved, report, start, tmp_path):
-    run = start(*QUICK, "budget.operator=4000", "stage.evaluations=1")
+    run = start(*QUICK, "budget.operator=4000", "stage.validations=1")
     wait_for_steps(run, tmp_path)
     os.kill(process_of(run, rank=1), number)
     started = time.monotonic()

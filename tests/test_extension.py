@@ -7,7 +7,7 @@ from conftest import train_config
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from ups.config import check
+from ups.config.check import check
 from ups.errors import UserError
 from ups.files import write_json
 from ups.paths import CONFIG_FOLDER
@@ -25,9 +25,9 @@ start: 0.9
 steps: 6
 batch_size: 4
 symmetries: []
-evaluations: 2
+validations: 2
 optimizer:
-  {lr: 1.0e-2, warmup: 0.0, betas: [0.9, 0.9], basis_interval: null, weight_decay: 0.0, clip: 1.0, average: 0.9}
+  {lr: 1.0e-2, warmup: 0.0, betas: [0.9, 0.9], basis_interval: null, weight_decay: 0.0, clip: 1.0, ema_decay: 0.9}
 """
 DATASET = """# python train.py hydra.searchpath=[file://conf] dataset=waves
 _target_: own.Waves
@@ -98,7 +98,7 @@ def own(tmp_path):
 @pytest.mark.slow
 def test_they_train_are_found_and_are_scored(own, command, tmp_path):
     python = {"PYTHONPATH": str(tmp_path)}
-    small = ["budget.operator=6", "stage.requires.evaluations=2", "runtime.threads=1", "~callbacks.figures"]
+    small = ["budget.operator=6", "stage.requires.validations=2", "runtime.threads=1", "~callbacks.figures"]
     for action in ("trained", "found"):
         answer = command("train.py", *own, *small, "logger=none", "hydra.run.dir=run", **python)
         assert answer.returncode == 0, answer.stderr

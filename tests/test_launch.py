@@ -21,7 +21,8 @@ from machines import wait_for
 from terminal import READERS
 from test_provision import rent_one
 
-from ups.config import check, composed
+from ups.config.check import check
+from ups.config.compose import composed
 from ups.errors import UserError
 from ups.launch.actions import follow, overlap
 from ups.launch.command import passed_on

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import conv1d
 
-from ups.data.exact import cole_hopf
+from ups.data.exact import cole_hopf, cole_hopf_step
 from ups.data.initial_conditions import cell_centres, random_sinusoids
 from ups.data.solver import finite_volume, spectral
 from ups.data.trajectories import Trajectories
@@ -21,7 +21,7 @@ from ups.models.dilresnet import DilatedResNet
 from ups.models.fno import FNO
 from ups.models.latent_operator import LatentOperator
 from ups.models.layers import CircularConv
-from ups.models.solver_in_the_loop import SolverInTheLoop, cole_hopf_step
+from ups.models.solver_in_the_loop import SolverInTheLoop
 from ups.models.step import OpenedStep, Step
 from ups.models.subcell import TO_AVERAGES, TO_POINTS, SubcellCorrection, unresolved
 from ups.models.unet import UNet

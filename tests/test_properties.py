@@ -13,13 +13,16 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from test_data import CPU, generator_settings, reader, write_hdf5
 
-from ups.config import build, check, composed, is_of_a_group, one_line
+from ups.config.build import build
+from ups.config.check import check
+from ups.config.compose import composed
+from ups.config.mistakes import is_of_a_group, one_line
 from ups.data.generator import Burgers
 from ups.errors import UserError
 from ups.files import read_json, write_json
 from ups.paths import CONFIG_FOLDER
+from ups.training.build import build_chain
 from ups.training.identity import identity_of, read_identity
-from ups.training.obtain import build_chain
 from ups.training.runtime import set_up
 
 few = settings(

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ups.config import composed
+from ups.config.compose import composed
 from ups.errors import UserError
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, State, deadline_of, new_label

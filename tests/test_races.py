@@ -29,8 +29,8 @@ def test_four_jobs_on_one_prerequisite_train_it_once(tmp_path, cache):
     runs = [
         subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), "stage=diffusion_residual", f"stage.optimizer.lr={job + 1}e-3",
-             f"hydra.run.dir=run{job}", "stage.evaluations=1", "logger=none", *shared, f"cache={cache}",
-             "stage.requires.evaluations=1", "stage.evaluations_per_step=1", "stage.members=1",
+             f"hydra.run.dir=run{job}", "stage.validations=1", "logger=none", *shared, f"cache={cache}",
+             "stage.requires.validations=1", "stage.evaluations_per_step=1", "stage.members=1",
              "dataset.rollout_steps=2"],
             cwd=tmp_path, env=clean_environment(tmp_path), stderr=subprocess.PIPE, text=True,
         )
@@ -113,7 +113,7 @@ def test_a_second_generator_takes_over_from_one_that_is_killed(tmp_path, monkeyp
     assert second.returncode == 0, error
     assert first.wait() == -signal.SIGKILL
 
-    monkeypatch.setattr("ups.data.generator.cores", lambda: 1)  # here and now, without processes
+    monkeypatch.setattr("ups.data.workers.cores", lambda: 1)  # here and now, without processes
     Burgers(**DATA).load(tmp_path / "alone", torch.device("cpu"))
     digests = [
         {file.name: read_tensors(file)[1]["sha256"] for file in tmp_path.glob(f"{cache}/burgers/*.safetensors")}

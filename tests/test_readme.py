@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT, SMALL, clean_environment, foreign
 
 from benchmarks.trainings import significant
-from ups.config import check, composed
+from ups.config.check import check
+from ups.config.compose import composed
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # in order: a reader types one after the other
 
@@ -144,12 +145,12 @@ def test_command(command, folder, cache):
         launcher = ["-m", "torch.distributed.run", "--standalone", *words[1:script]]  # on a port that is free
         words = ["python", *words[script:]]
     if words[:2] == ["python", "train.py"]:
-        # Not `stage.evaluations`: that would be of the command's own stage, and so make another operator.
+        # Not `stage.validations`: that would be of the command's own stage, and so make another operator.
         small = [value for value in SMALL if not value.startswith("stage.") and value not in words]
         if "dataset=pdebench_burgers" in words:
             data = foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")
             words = [f"dataset.path={data}" if word.startswith("dataset.path=") else word for word in words]
-            small = ["budget.operator=4", "stage.evaluations=1", "dataset.test=4", "dataset.validation=4"]
+            small = ["budget.operator=4", "stage.validations=1", "dataset.test=4", "dataset.validation=4"]
         arguments = [sys.executable, *launcher, str(ROOT / "train.py"), *words[2:], *small, f"cache={cache}"]
     elif words[:2] == ["python", "evaluate.py"]:
         words = [with_digests(word, folder) for word in words]

@@ -11,7 +11,8 @@ from secrets import token_hex
 import pytest
 from conftest import ROOT, SMALL
 
-from ups.config import composed, known_targets
+from ups.config.compose import composed
+from ups.config.origin import known_targets
 from ups.errors import UserError
 from ups.launch.rehearsal.wandb_server import WandbServer
 from ups.training.identity import from_content, identity_of, read_identity

@@ -20,7 +20,7 @@ from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
-LONG = ["logger=none", *SMALL, "budget.operator=40000", "stage.evaluations=1"]  # many minutes
+LONG = ["logger=none", *SMALL, "budget.operator=40000", "stage.validations=1"]  # many minutes
 SOON = 30  # seconds; on an idle machine it takes one or two
 POINTS = "outputs/*/*/metrics.csv"
 

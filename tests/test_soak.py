@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.soak, pytest.mark.slow]
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
 CHAIN = [
     "stage=consistency_distill", *SMALL, "runtime.threads=1", "callbacks.checkpoint.every=3",
-    "budget.operator=150", "budget.diffusion_residual=100", "budget.consistency_distill=100", "stage.evaluations=5",
-    "stage.requires.evaluations=5", "stage.requires.requires.evaluations=5",
+    "budget.operator=150", "budget.diffusion_residual=100", "budget.consistency_distill=100", "stage.validations=5",
+    "stage.requires.validations=5", "stage.requires.requires.validations=5",
 ]  # fmt: skip
 KILLS, MINUTES = 60, 12
 MOMENTS = ("early", "step", "checkpoint", "between stages")

@@ -18,11 +18,11 @@ from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midp
 from ups.stages.diffusion_residual import DiffusionResidual
 from ups.stages.operator import Operator, weights_by_nu
 from ups.stages.sampled_correction import TAIL
-from ups.stages.stage import called_networks, relative_l2
+from ups.stages.stage import relative_l2
+from ups.training.build import build_chain
 from ups.training.identity import identity_of
 from ups.training.loop import train
-from ups.training.obtain import build_chain
-from ups.training.runtime import check_compiler, compile_each
+from ups.training.runtime import called_networks, check_compiler, compile_each
 
 
 def test_an_exact_prediction_has_a_finite_gradient():
@@ -137,12 +137,12 @@ def test_the_velocity_that_is_learned_is_the_one_that_is_followed(evaluations, d
     with torch.no_grad():
         opened = stage.operator.opened(batch.u[:, 0], batch.nu, batch.time_step)
         mean, scale = stage.network.moments(opened, batch.nu, batch.time_step)
-    z0 = ((opened.to_state(batch.u[:, 1]) - opened.after - mean) / scale).clamp(-TAIL, TAIL).detach()
-    velocity = lambda z, t: (z0 - z) / (1 - t)
+    z1 = ((opened.to_state(batch.u[:, 1]) - opened.after - mean) / scale).clamp(-TAIL, TAIL).detach()
+    velocity = lambda z, t: (z1 - z) / (1 - t)
     stage.network.velocity = lambda z, t, *context: velocity(z, t)
     stage.evaluations_per_step = evaluations
-    assert z0.abs().mean() > 0.1 and stage.loss(batch)[1]["velocity_loss"] < 1e-6
-    torch.testing.assert_close(stage.sample(velocity, lambda: torch.randn(z0.shape)), z0, rtol=1e-4, atol=1e-4)
+    assert z1.abs().mean() > 0.1 and stage.loss(batch)[1]["velocity_loss"] < 1e-6
+    torch.testing.assert_close(stage.sample(velocity, lambda: torch.randn(z1.shape)), z1, rtol=1e-4, atol=1e-4)
 
 
 def test_members_of_the_diffusion_differ(data):
@@ -213,7 +213,7 @@ def test_the_students_gradient_goes_through_its_rollout(data):
 def test_a_zero_corrector_does_not_minimise_the_distillation(data, tmp_path):
     """Answering zero for every noise, the collapse of the system before, costs more than the teacher's own answer."""
     teacher = diffusion()
-    train(training(teacher, data, tmp_path, steps=200, evaluations=1), [], RUNTIME)
+    train(training(teacher, data, tmp_path, steps=200, validations=1), [], RUNTIME)
     stage = ConsistencyDistill(teacher, **STUDENT)
     batches = lambda: [batch_at(data.train, 32, 2, 5, step) for step in range(8)]
     of_distillation = lambda: sum(stage.loss(batch)[1]["consistency_loss"].item() for batch in batches())

@@ -17,7 +17,7 @@ import torch
 from conftest import DRAWN, ROOT, SMALL, clean_environment, wait_for_line
 
 from ups import faults
-from ups.config import composed
+from ups.config.compose import composed
 from ups.errors import UserError
 from ups.files import alone_in, locked, write
 from ups.memory import Lever, Memory
@@ -255,13 +255,13 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_no_other(tmp_path):
 
 def test_a_bug_is_no_fault_of_the_machine(tmp_path):
     folders = {"store": tmp_path / "store", "hydra.run.dir": tmp_path}
-    assert faults.told(ValueError("a bug"), folders) is None
-    assert faults.told(FileNotFoundError(errno.ENOENT, "no such file", str(tmp_path / "a")), folders) is None
+    assert faults.fault_line(ValueError("a bug"), folders) is None
+    assert faults.fault_line(FileNotFoundError(errno.ENOENT, "no such file", str(tmp_path / "a")), folders) is None
     inner = OSError(errno.EIO, "Input/output error", str(tmp_path / "store" / "a" / "state.safetensors"))
-    line = faults.told(inner, folders)
+    line = faults.fault_line(inner, folders)
     assert "see to that disk, or set store=FOLDER" in line and "hydra" not in line
     module = ImportError("libtorch.so: cannot open shared object file: Too many open files")
-    assert "ulimit" in faults.told(module, folders)
+    assert "ulimit" in faults.fault_line(module, folders)
 
 
 def test_a_file_system_without_locks_is_an_error_of_the_file_system(tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_a_file_system_without_locks_is_an_error_of_the_file_system(tmp_path, mo
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(OSError) as error, locked(tmp_path / "store" / "operator-0"):
         pass
-    line = faults.told(error.value, {"store": tmp_path / "store"})
+    line = faults.fault_line(error.value, {"store": tmp_path / "store"})
     assert "operator-0: No locks available: use a file system that has locks, or set store=FOLDER" in line
 
 

@@ -7,7 +7,8 @@ import torch
 from conftest import train_config
 from test_data import initial, nrmse
 
-from ups.config import check, plain
+from ups.config.check import check
+from ups.config.compose import plain
 from ups.data.batches import batch_at
 from ups.data.solver import finite_volume, spectral
 from ups.data.symmetries import FARTHEST, galilean, reflect, translate

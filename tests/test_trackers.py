@@ -46,7 +46,7 @@ def start(tmp_path, cache):
 
     def start(server: WandbServer, *overrides: str) -> tuple[Machine, subprocess.Popen]:
         machine = Machine(tmp_path / "machine", cache)
-        training = machine.train(server, "stage.evaluations=1", *overrides)
+        training = machine.train(server, "stage.validations=1", *overrides)
         wait_for(lambda: list(machine.folder.glob(CLIENTS)) and len(tracked(machine)) >= ROWS)
         return machine, training
 

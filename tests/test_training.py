@@ -26,15 +26,16 @@ from ups.data.batches import batch_at
 from ups.errors import Interrupted, UserError
 from ups.files import read_json, write_json
 from ups.runs.replay import batch_of, replay
-from ups.stages.stage import called_networks
 from ups.tensors import Damaged, read_tensors, write_tensors
+from ups.training.build import build_chain, settings_of
 from ups.training.identity import from_content, identity_of
+from ups.training.load import check_foreign, load_chain
 from ups.training.loop import Training, train, training_step
 from ups.training.nonfinite import write_reproduction
-from ups.training.obtain import build_chain, check_foreign, is_repeatable, load_chain, obtain, settings_of, train_stage
+from ups.training.obtain import is_repeatable, obtain, train_stage
 from ups.training.optimizer import Average, learning_rate
 from ups.training.plan import make_plan
-from ups.training.runtime import choose_threads, set_up
+from ups.training.runtime import called_networks, choose_threads, set_up
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
 
@@ -167,7 +168,7 @@ def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STAGES)
 def test_training_lowers_the_loss(name, data, tmp_path):
-    run = training(STAGES[name](), data, tmp_path, steps=150, evaluations=1)
+    run = training(STAGES[name](), data, tmp_path, steps=150, validations=1)
     held_out = [batch_at(data.train, 16, run.stage.frames_per_sample - 1, seed, 10**6) for seed in range(4)]
     mean_loss = lambda: sum(float(run.stage.loss(batch)[0].detach()) for batch in held_out) / 4
     before = mean_loss()
@@ -178,7 +179,7 @@ def test_training_lowers_the_loss(name, data, tmp_path):
 
 @pytest.mark.parametrize(("name", "score"), [("operator", "rollout_nrmse"), ("diffusion_residual", "crps")])
 def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(name, score, data, tmp_path):
-    run = training(STAGES[name](), data, tmp_path, steps=20, evaluations=4)
+    run = training(STAGES[name](), data, tmp_path, steps=20, validations=4)
     scores = iter([0.5, 0.2, 0.4, float("nan")])
     weights = []
     original = run.stage.evaluate
@@ -194,11 +195,11 @@ def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(name, scor
     assert all(torch.equal(value, weights[1][key]) for key, value in run.stage.network.state_dict().items())
 
 
-@pytest.mark.parametrize("change", [{"symmetries": ["translation"]}, {"average": 0.0}, {"clip": 1e-3}], ids=str)
+@pytest.mark.parametrize("change", [{"symmetries": ["translation"]}, {"ema_decay": 0.0}, {"clip": 1e-3}], ids=str)
 def test_each_setting_of_the_loop_changes_the_weights(change, data, tmp_path):
     weights = []
     for settings in ({}, {}, change):
-        run = training(operator(), data, tmp_path, steps=5, evaluations=1, **settings)
+        run = training(operator(), data, tmp_path, steps=5, validations=1, **settings)
         train(run, [], RUNTIME)
         weights.append(torch.cat([tensor.flatten() for tensor in run.average.network.state_dict().values()]))
     base, again, changed = weights
@@ -529,7 +530,7 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
 
 
 def test_a_first_validation_that_diverged_can_be_beaten(data, tmp_path):
-    run = training(operator(), data, tmp_path, steps=4, evaluations=2)
+    run = training(operator(), data, tmp_path, steps=4, validations=2)
     scores = iter([float("nan"), 0.1])
     run.stage.evaluate = lambda window: {"rollout_nrmse": next(scores)}
     train(run, [], RUNTIME)
@@ -537,7 +538,7 @@ def test_a_first_validation_that_diverged_can_be_beaten(data, tmp_path):
 
 
 def test_a_training_whose_every_validation_diverged_says_so(data, tmp_path):
-    run = training(operator(), data, tmp_path, steps=4, evaluations=2)
+    run = training(operator(), data, tmp_path, steps=4, validations=2)
     run.stage.evaluate = lambda window: {"rollout_nrmse": float("inf")}
     with pytest.raises(UserError, match=r"diverged; raise stage\.steps, or set operator\.input_noise="):
         train(run, [], RUNTIME)

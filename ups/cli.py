@@ -19,10 +19,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ups.config import composed, is_of_a_group, one_line
-from ups.console import errors, unheard
+from ups.config.compose import composed
+from ups.config.mistakes import is_of_a_group, one_line
+from ups.console import stderr, unheard
 from ups.errors import Interrupted, UserError, shortened
-from ups.faults import told
+from ups.faults import fault_line
 from ups.machine import processes, rank
 from ups.signals import interruption, leave_closed_terminal, stopping
 
@@ -61,7 +62,7 @@ def run(
         _fail(str(error))
     except Interrupted as stopped:
         if rank() == 0:
-            errors.print(stopped)
+            stderr.print(stopped)
         sys.exit(stopped.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         _leave_it_to_the_first()
@@ -73,7 +74,7 @@ def run(
         sys.exit(128 + signal.SIGPIPE)
     except (OSError, ImportError, MemoryError) as error:  # outside of a job: Hydra's own files, or modules
         key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
-        if not (message := told(error, {key: Path("/")})):
+        if not (message := fault_line(error, {key: Path("/")})):
             raise
         _leave_it_to_the_first()
         _fail(message)
@@ -98,11 +99,11 @@ def one_line_errors(cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = str(error) if isinstance(error, UserError) else told(error, _folders(cfg))
+        message = str(error) if isinstance(error, UserError) else fault_line(error, _folders(cfg))
         if hydra.mode == RunMode.MULTIRUN:
             _jobs["failed"] += 1
             reason = shortened(message, 1000) if message else traceback.format_exc()
-            errors.print(f"job {hydra.job.num} ({shortened(' '.join(hydra.overrides.task), 200)}): {reason}")
+            stderr.print(f"job {hydra.job.num} ({shortened(' '.join(hydra.overrides.task), 200)}): {reason}")
             raise JobFailed from error
         if not message:
             raise
@@ -157,7 +158,7 @@ def _leave_it_to_the_first() -> None:
 
 
 def _fail(message: str) -> None:
-    errors.print(f"error: {shortened(message, 1000)}")
+    stderr.print(f"error: {shortened(message, 1000)}")
     sys.exit(1)
 
 

@@ -34,7 +34,7 @@ def unheard(descriptor: int) -> None:
 
 
 console = Voice(stderr=True, quiet=rank() > 0)  # of several processes one speaks,
-errors = Voice(stderr=True)  # but for what ends any of them
+stderr = Voice(stderr=True)  # but for what ends any of them
 screen = Voice()  # what was asked for: tables, states, logs
 
 

@@ -29,7 +29,7 @@ MEMORY_SIGNS = (  # in PyTorch's errors, most of which are plain `RuntimeError`s
 )  # fmt: skip
 
 
-def told(error: BaseException, folders: Mapping[str, Path]) -> str | None:
+def fault_line(error: BaseException, folders: Mapping[str, Path]) -> str | None:
     """The line about a fault of the machine; None for anything else. `folders`: by the key that sets each."""
     if is_out_of_memory(error):
         return "out of memory: lower what the config asks for, and start again; what was saved is kept"

@@ -32,7 +32,7 @@ class Figures(Callback):
         self._show(training.entry)
 
     def _show(self, entry) -> None:
-        name = entry.identity.stage
+        name = entry.identity.name
         for kept in sorted(entry.figures.glob("*.png")):
             self.folder.mkdir(exist_ok=True)
             path = self.folder / kept.name

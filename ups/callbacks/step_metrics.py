@@ -19,7 +19,7 @@ class StepMetrics(Callback):
         self.every = every
 
     def on_found(self, entry) -> None:
-        self._replay(entry.identity.stage, entry.rows())
+        self._replay(entry.identity.name, entry.rows())
 
     def on_start(self, training) -> None:
         self._replay(training.settings.name, training.rows)
@@ -28,7 +28,7 @@ class StepMetrics(Callback):
     def on_step(self, training) -> None:
         step, settings = training.step, training.settings
         # A step that evaluates is logged by `on_evaluate`, with its scores in the same row.
-        if settings.evaluates_at(step):
+        if settings.validates_at(step):
             return
         if step % self.every == 0 or step == 1:
             self._log(training, {})

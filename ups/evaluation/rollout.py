@@ -16,8 +16,9 @@ Predictor = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]
 """(u (B, N), nu (B,), time step, generator) -> the next frame (B, N)."""
 
 STIFF = 25  # kappa N from which on diffusion holds finite volumes to a 50th of the step of a unit speed
-BATCH_SIZE = 64  # trajectories at a time, of every validation: a corrector draws its noise batch by batch, so another
-# number gives a trajectory other noise, and may select other weights
+# Trajectories at a time, of every validation: a corrector draws its noise batch by batch, so another number gives a
+# trajectory other noise, and may select other weights.
+BATCH_SIZE = 64
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.table import Table
 
-from ups.config import check
+from ups.config.check import check
 from ups.console import screen
 from ups.errors import UserError, first_line
 from ups.files import write, write_json
@@ -186,7 +186,7 @@ def key_of(override: str) -> str:
 def start_building(gpus: int, overrides: list[str]) -> subprocess.Popen:
     """train.py's own check of what only the networks know, in a process of its own: the launcher has no torch."""
     return subprocess.Popen(
-        [sys.executable, "-m", "ups.runs.building", str(gpus), *overrides], cwd=ROOT, text=True,
+        [sys.executable, "-m", "ups.runs.preflight", str(gpus), *overrides], cwd=ROOT, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

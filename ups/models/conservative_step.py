@@ -15,7 +15,7 @@ class ConservativeStep(Step):
     """The network gives the mean flux through the right face of each cell, so the sum of the cell averages is kept to
     rounding: averages' = averages - (dt/dx) (f - f shifted by one).
 
-    Burgers' equation is Galilean invariant: v = u - c solves it in a frame that moves at c. With c a whole number of
+    Burgers' equation is Galilean invariant: v = u - s solves it in a frame that moves at s. With s a whole number of
     cells per time step, the change of frame is exact on the grid, and the network never sees a mean above half a
     cell per step.
     """
@@ -32,7 +32,7 @@ class ConservativeStep(Step):
 
     def opened(self, u: Tensor, nu: Tensor, time_step: float) -> OpenedStep:
         """The inner state is the cell averages in the moving frame."""
-        c = physical_scalars(nu, time_step)
+        conditions = physical_scalars(nu, time_step)
         cells_per_speed = time_step * u.shape[-1]
         moved = (u.mean(-1) * cells_per_speed).round()  # (B,), cells in this time step
         speed = moved[:, None] / cells_per_speed
@@ -41,21 +41,21 @@ class ConservativeStep(Step):
             return rolled(cells, moved.long())
 
         def to_field(averages: Tensor) -> Tensor:
-            return at_points(self.to_points(averages, c, nu)) + speed
+            return at_points(self.to_points(averages, conditions, nu)) + speed
 
         def to_state(field: Tensor) -> Tensor:
-            return self.to_averages(rolled(field, -moved.long()) - speed, c, nu)
+            return self.to_averages(rolled(field, -moved.long()) - speed, conditions, nu)
 
-        before = self.to_averages(u - speed, c, nu)
-        return OpenedStep(before, self.advance(before, nu, time_step, c), to_field, to_state, at_points)
+        before = self.to_averages(u - speed, conditions, nu)
+        return OpenedStep(before, self.advance(before, nu, time_step, conditions), to_field, to_state, at_points)
 
-    def advance(self, averages: Tensor, nu: Tensor, time_step: float, c: Tensor) -> Tensor:
+    def advance(self, averages: Tensor, nu: Tensor, time_step: float, conditions: Tensor) -> Tensor:
         """Cell averages in the moving frame: (B, N) -> (B, N), with the same sum."""
-        return updated(averages, self.flux(averages[:, None], c), time_step)
+        return updated(averages, self.flux(averages[:, None], conditions), time_step)
 
-    def flux(self, channels: Tensor, c: Tensor) -> Tensor:
+    def flux(self, channels: Tensor, conditions: Tensor) -> Tensor:
         """(B, C, N) -> through the right face of each cell, (B, N)."""
-        return self.network(channels, c)[:, 0].float()  # it is differenced: half precision ends here
+        return self.network(channels, conditions)[:, 0].float()  # it is differenced: half precision ends here
 
 
 def updated(averages: Tensor, flux: Tensor, time_step: float) -> Tensor:

@@ -3,7 +3,7 @@
     a' = after + m + s z,   m, s from one network, z by a flow from white noise n
 
 The flow (Lipman et al., arXiv 2210.02747; Liu et al., arXiv 2209.03003) is made of straight paths from noise to sample,
-z_t = (1 - t) n + t z0: its network gives the mean of their velocity z0 - n, given z_t.
+z_t = (1 - t) n + t z1: its network gives the mean of their velocity z1 - n, given z_t.
 
 It works on the operator's inner state; of a `ConservativeStep` that is the cell averages in its moving frame, whose sum
 is kept. The residual is some 1e-3 of the field, nearly zero away from shocks and heavy-tailed at them. One global noise
@@ -11,6 +11,8 @@ scale drowns the first and misses the second; divided by s(x), the residual has 
 
 Shapes: B batch, N points. t: (B, 1), the flow's own time, 0 at the noise, 1 at the sample.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,10 @@ from ups.models.conservative_step import backward_difference
 from ups.models.step import OpenedStep
 
 UNIT = 3e-3  # of the field's standard deviation: the order of an operator's residual
+LOG_SCALES = (-8, 3)  # of that unit: from below the field's rounding to beyond any residual, so that exp stays finite
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(z (B, N), t (B, 1)) -> (B, N): a flow's velocity, for one batch's step."""
 
 
 class Corrector(nn.Module):
@@ -36,13 +42,17 @@ class Corrector(nn.Module):
             torch.stack(channels_of(opened), 1), physical_scalars(nu, time_step)
         ).float().unbind(1)
         size = size_of(opened.after)
-        return size * backward_difference(flux), size * log_scale.clamp(-8, 3).exp()
+        return size * backward_difference(flux), size * log_scale.clamp(*LOG_SCALES).exp()
 
     def velocity(self, z: Tensor, t: Tensor, opened: OpenedStep, scale: Tensor, nu: Tensor, time_step: float) -> Tensor:
-        """z, scale: (B, N), t: (B, 1), nu: (B,) -> E[z0 - n | z_t = z], (B, N)."""
+        """z, scale: (B, N), t: (B, 1), nu: (B,) -> E[z1 - n | z_t = z], (B, N)."""
         log_scale = (scale / scale.mean(-1, keepdim=True)).log()
         channels = torch.stack((z, *channels_of(opened), log_scale), 1)
         return self.velocity_network(channels, torch.cat((physical_scalars(nu, time_step), t - 0.5), -1))[:, 0].float()
+
+    def velocity_at(self, opened: OpenedStep, scale: Tensor, nu: Tensor, time_step: float) -> Velocity:
+        """`velocity` of one batch's step."""
+        return lambda z, t: self.velocity(z, t, opened, scale, nu, time_step)
 
 
 def channels_of(opened: OpenedStep) -> tuple[Tensor, Tensor]:

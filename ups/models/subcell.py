@@ -63,7 +63,7 @@ class SubcellCorrection(nn.Module):
         spread = high - low + 1e-3
         scaled = (2 * window - low - high) / spread
         steps = window.diff(dim=1) / spread
-        steps = steps.sign() * (steps.abs() / RESOLVED).log1p() / 3
+        steps = steps.sign() * (steps.abs() / RESOLVED).log1p() / 3  # of order one, as the other features
         features = torch.cat((scaled, steps, spread.log() / 2, c[..., None].expand(-1, -1, points)), 1)
         second_difference = u.roll(-1, -1) - 2 * u + u.roll(1, -1)
         weight = 4 * unresolved(nu, points) * self.weight(features)[:, 0].float()

@@ -9,7 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import Tensor
 
-from ups.config import build, check, plain, window_keys
+from ups.config.build import build
+from ups.config.check import check, window_keys
+from ups.config.compose import plain
 from ups.console import screen
 from ups.data.batches import generator_of
 from ups.data.darus import PUBLISHED
@@ -22,7 +24,7 @@ from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_st
 from ups.files import alone_in, nulled, write_json
 from ups.memory import Lever, Memory
 from ups.stages.stage import Stage
-from ups.training.obtain import Obtained, load_checkpoint
+from ups.training.load import Obtained, load_checkpoint
 from ups.training.runtime import Runtime, choose_threads, set_up
 
 SHOWN = (
@@ -52,7 +54,7 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     metrics["seconds"] = round(time.monotonic() - started, 1)
 
     write_json(folder / "metrics.json", nulled(metrics))
-    name, members = stages["checkpoint"].entry.identity.stage, fields.pop("surrogate")
+    name, members = stages["checkpoint"].entry.identity.name, fields.pop("surrogate")
     save_figures(folder / "figures", name, members, window.u[:, 1:], window.time_step, fields)
     screen.print(table_of(title_of(stages, window), scores, versus))
     screen.print(f"metrics.json and figures in {folder}")
@@ -62,7 +64,7 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
 def chosen_dataset(cfg: DictConfig, stages: dict[str, Obtained]) -> dict:
     """The node of the dataset to score on; a `UserError` for what the stages cannot be scored on, or with."""
     if cfg.members is not None and not any(each.stage.stochastic for each in stages.values()):
-        name = stages["checkpoint"].entry.identity.stage
+        name = stages["checkpoint"].entry.identity.name
         raise UserError(f"members={cfg.members}: {name} is deterministic, it has no ensemble")
     own = {key: each.entry.identity.content["dataset"] for key, each in stages.items()}
     chosen = plain(cfg.dataset) if "dataset" in cfg else own["checkpoint"]  # null leaves no key

@@ -18,7 +18,7 @@ from ups.errors import UserError, first_line
 from ups.paths import ROOT
 from ups.tensors import Damaged
 from ups.training.identity import Identity
-from ups.training.obtain import check_foreign
+from ups.training.load import check_foreign
 from ups.training.runtime import Runtime
 from ups.training.store import Entry, is_file_of_an_entry, unfinished
 from ups.wandb.account import why_not_kept

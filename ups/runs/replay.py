@@ -16,8 +16,9 @@ from torch import nn
 from ups.data.batches import Batch
 from ups.errors import UserError
 from ups.tensors import Damaged
+from ups.training.build import build_stage
 from ups.training.identity import read_identity
-from ups.training.obtain import build_stage, load_chain
+from ups.training.load import load_chain
 from ups.training.runtime import set_up
 from ups.training.state import State, read_state
 from ups.training.store import IDENTITY

@@ -11,7 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ups.callbacks.callback import Callback
-from ups.config import build, check, plain, window_keys
+from ups.config.build import build
+from ups.config.check import check, window_keys
+from ups.config.compose import plain
 from ups.console import console
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted
@@ -24,9 +26,11 @@ from ups.provenance import git_commit
 from ups.runs.lookup import fetch_missing
 from ups.runs.record import write_record
 from ups.signals import end_at_once_from_now_on
+from ups.training.build import try_out
 from ups.training.distributed import by_first, first_ahead, process_group
 from ups.training.identity import identity_of
-from ups.training.obtain import Obtained, obtain, try_out
+from ups.training.load import Obtained
+from ups.training.obtain import obtain
 from ups.training.plan import Planned, make_plan, print_plan
 from ups.training.runtime import check_compiler, set_up
 
@@ -97,7 +101,7 @@ def result_of(obtained: Obtained, plan: list[Planned], seed: int, seconds: float
     """What result.json says."""
     identity = obtained.entry.identity
     return {
-        "stage": identity.stage,
+        "stage": identity.name,
         "digest": identity.digest,
         "checkpoint": str(obtained.entry.path),
         "score": obtained.result["score"],

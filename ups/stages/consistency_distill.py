@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ups.data.batches import Batch
 from ups.evaluation.metrics import fair_crps
-from ups.models.corrector import Corrector, size_of
+from ups.models.corrector import Corrector, Velocity, size_of
 from ups.models.step import Step
 from ups.stages.diffusion_residual import DiffusionResidual
-from ups.stages.sampled_correction import TAIL, SampledCorrection, Velocity, full_precision
+from ups.stages.sampled_correction import TAIL, SampledCorrection, full_precision
 
 SMALLEST_SCALE = 0.003  # of a correction's unit: what is smaller, some 1e-5 of the field, need not be known any better
 
@@ -53,7 +53,8 @@ class ConsistencyDistill(SampledCorrection):
         return self.network["operator"], self.network["corrector"]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        # In this order: autocast keeps the first cast of a weight, on older PyTorch one without gradient as well.
+        # The rollout first: autocast keeps its first cast of a weight, and one that was made in the other's `no_grad`
+        # would have no gradient (on older PyTorch).
         terms = {"rollout_loss": self._rollout_crps(batch), "consistency_loss": self._consistency(batch)}
         return sum(terms.values()), terms
 
@@ -66,16 +67,13 @@ class ConsistencyDistill(SampledCorrection):
                 opened = operator.opened(u, batch.nu, batch.time_step)
                 residual = opened.to_state(truth) - opened.after
             mean, scale = corrector.moments(opened, batch.nu, batch.time_step)
-        z0 = ((residual - mean) / scale).clamp(-TAIL, TAIL)
+        z1 = ((residual - mean) / scale).clamp(-TAIL, TAIL)
         context = (opened, scale, batch.nu, batch.time_step)
 
         interval = (batch.uniform(1) * self.intervals).long()
         t, later = interval / self.intervals, (interval + 1) / self.intervals
-        z = (1 - t) * batch.normal(z0) + t * z0
-        own, teacher = (
-            lambda z, t, network=network: network.velocity(z, t, *context)
-            for network in (corrector, self.teacher.network)
-        )
+        z = (1 - t) * batch.normal(z1) + t * z1
+        own, teacher = (network.velocity_at(*context) for network in (corrector, self.teacher.network))
         with torch.no_grad():
             target = end_of_path(own, midpoint_step(teacher, z, t, later), later)
         return (end_of_path(own, z, t) - target).square().mean()

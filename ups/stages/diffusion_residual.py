@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ups.data.batches import Batch
-from ups.models.corrector import Corrector
+from ups.models.corrector import Corrector, Velocity
 from ups.models.step import Step
 from ups.stages.operator import Operator
-from ups.stages.sampled_correction import TAIL, SampledCorrection, Velocity, full_precision
+from ups.stages.sampled_correction import TAIL, SampledCorrection, full_precision
 from ups.stages.stage import Stage, relative_l2
 
 
@@ -42,9 +42,9 @@ class DiffusionResidual(SampledCorrection):
         scale_loss = (scale.log() + math.sqrt(2) * left.abs() / scale).mean() - left_size.log()
 
         scale = scale.detach()
-        z0, noise, t = (left / scale).clamp(-TAIL, TAIL), batch.normal(left), batch.uniform(1)
-        velocity = self.network.velocity((1 - t) * noise + t * z0, t, opened, scale, batch.nu, batch.time_step)
-        velocity_loss = (velocity - (z0 - noise)).square().mean()
+        z1, noise, t = (left / scale).clamp(-TAIL, TAIL), batch.normal(left), batch.uniform(1)
+        velocity = self.network.velocity((1 - t) * noise + t * z1, t, opened, scale, batch.nu, batch.time_step)
+        velocity_loss = (velocity - (z1 - noise)).square().mean()
         terms = {"mean_loss": mean_loss, "scale_loss": scale_loss, "velocity_loss": velocity_loss}
         return mean_loss + scale_loss + velocity_loss, terms
 
@@ -52,7 +52,7 @@ class DiffusionResidual(SampledCorrection):
         return self.operator.network, self.network
 
     def sample(self, velocity: Velocity, draw: Callable[[], Tensor]) -> Tensor:
-        """The flow from t = 0 to 1 -> z0 (B, N), by the second order method of Adams and Bashforth.
+        """The flow from t = 0 to 1 -> z1 (B, N), by the second order method of Adams and Bashforth.
 
         One evaluation a step of t. The first answers the mean less the noise: one evaluation gives the mean itself.
         """

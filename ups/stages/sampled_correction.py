@@ -9,14 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ups.models.corrector import Corrector, scaled_without_mean
+from ups.models.corrector import Corrector, Velocity, scaled_without_mean
 from ups.models.step import Step
 from ups.stages.stage import Stage
 
 TAIL = 6.0  # of the normalised residual, in its local scale: beyond it a few points would be most of the loss
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(z (B, N), t (B, 1)) -> (B, N): a flow's velocity, for one batch's step."""
 
 
 class SampledCorrection(Stage):
@@ -31,7 +28,7 @@ class SampledCorrection(Stage):
 
     @abstractmethod
     def sample(self, velocity: Velocity, draw: Callable[[], Tensor]) -> Tensor:
-        """draw() -> (B, N) white noise; -> z0 (B, N), what is left in units of its local scale."""
+        """draw() -> (B, N) white noise; -> z1 (B, N), what is left in units of its local scale."""
 
     def step(self, u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
         draw = lambda: torch.randn(u.shape, generator=generator, device=u.device, dtype=u.dtype)
@@ -45,8 +42,7 @@ class SampledCorrection(Stage):
         with full_precision(u):
             opened = operator.opened(u, nu, time_step)
         mean, scale = corrector.moments(opened, nu, time_step)
-        velocity = lambda z, t: corrector.velocity(z, t, opened, scale, nu, time_step)
-        z = self.sample(velocity, draw).clamp(-TAIL, TAIL)
+        z = self.sample(corrector.velocity_at(opened, scale, nu, time_step), draw).clamp(-TAIL, TAIL)
         with full_precision(u):
             state = opened.after + mean + scaled_without_mean(z, scale)
             return opened.to_field(state), opened.at_points(scale)

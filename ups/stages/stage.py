@@ -4,7 +4,7 @@ Shapes: B batch, K steps, N points.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from ups.data.batches import Batch
 from ups.data.trajectories import Trajectories
 from ups.evaluation.metrics import ensemble_metrics, rollout_nrmse
 from ups.evaluation.rollout import ensemble, one_step
-from ups.models.step import Step
 
 
 class Stage(ABC):
@@ -58,12 +57,3 @@ def relative_l2(prediction: Tensor, truth: Tensor) -> Tensor:
     """(..., N) -> (...): |error| / |truth|, with a finite gradient at an exact prediction and at a zero field."""
     error, size = (prediction - truth).square().mean(-1), truth.square().mean(-1)
     return ((error + 1e-10) / (size + 1e-6)).sqrt()
-
-
-def called_networks(network: nn.Module) -> Iterator[nn.Module]:
-    """Those whose `forward` runs in a stage's loss: not a `Step`'s, which is opened, nor that of a mere container."""
-    if isinstance(network, Step) or type(network).forward is nn.Module.forward:
-        for child in network.children():
-            yield from called_networks(child)
-    else:
-        yield network

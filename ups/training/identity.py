@@ -16,11 +16,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ups.config import check_origin, plain
+from ups.config.compose import plain
+from ups.config.origin import check_origin
 from ups.errors import UserError
 from ups.files import read_json
 
-FORMAT = 5  # raise it when a change of the code changes what the same config trains
+FORMAT = 6  # raise it when the same config comes to train something else, or a key to be called otherwise
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Identity:
     requires: "Identity | None"
 
     @property
-    def stage(self) -> str:
+    def name(self) -> str:
         return self.content["stage"]["name"]
 
     @property
@@ -41,7 +42,7 @@ class Identity:
 
     @property
     def folder(self) -> str:
-        return f"{self.stage}-{self.digest}"
+        return f"{self.name}-{self.digest}"
 
     def chain(self) -> "list[Identity]":
         """From the first prerequisite to this stage."""

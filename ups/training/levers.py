@@ -19,7 +19,7 @@ def of_network(identity: Identity, key: str) -> list[Lever]:
 def building(identity: Identity, key: str | None, device: torch.device) -> Memory:
     """`key` is None where a finished training is loaded: nothing of it can be lowered any more."""
     levers = lambda: of_network(identity, key) if key else []
-    return Memory(f"building the network of {identity.stage}", levers, device)
+    return Memory(f"building the network of {identity.name}", levers, device)
 
 
 def stepping(identity: Identity, key: str, device: torch.device) -> Memory:
@@ -30,7 +30,7 @@ def stepping(identity: Identity, key: str, device: torch.device) -> Memory:
             levers.append(Lever(f"{key}.unroll", stage["unroll"]))
         return [*levers, *of_network(identity, key)]
 
-    return Memory(f"a training step of {identity.stage}", levers, device)
+    return Memory(f"a training step of {identity.name}", levers, device)
 
 
 def evaluating(identity: Identity, key: str, device: torch.device, split: str) -> Memory:
@@ -42,4 +42,4 @@ def evaluating(identity: Identity, key: str, device: torch.device, split: str) -
             found.append(Lever(f"{key}.members", identity.content["stage"]["members"], least=2))  # one has no spread
         return [*sorted(found, key=lambda lever: -lever.value), *of_network(identity, key)]
 
-    return Memory(f"rollouts of {identity.stage} on the {split} data", levers, device)
+    return Memory(f"rollouts of {identity.name} on the {split} data", levers, device)

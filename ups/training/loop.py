@@ -33,15 +33,15 @@ class LoopSettings:
     name: str
     steps: int
     batch_size: int
-    evaluations: int
+    validations: int
     optimizer: OptimizerSettings
     seed: int
     symmetries: Sequence[str] = ()  # of ups/data/symmetries.py, which the batches get
     key: str = "stage"  # where the node stands in the config
 
-    def evaluates_at(self, step: int) -> bool:
-        """`evaluations` times, evenly spaced, the last at the end."""
-        return step * self.evaluations // self.steps > (step - 1) * self.evaluations // self.steps
+    def validates_at(self, step: int) -> bool:
+        """`validations` times, evenly spaced, the last at the end."""
+        return step * self.validations // self.steps > (step - 1) * self.validations // self.steps
 
 
 @dataclass
@@ -67,11 +67,11 @@ class Training:
 
     def __post_init__(self):
         self.optimizer = SOAP(self.stage.network, self.settings.optimizer, self.stage.relative_lr)
-        self.average = Average(self.stage.network, self.settings.optimizer.average)
+        self.average = Average(self.stage.network, self.settings.optimizer.ema_decay)
 
     @property
     def needs_evaluation(self) -> bool:
-        return self.step > self.evaluated and self.settings.evaluates_at(self.step)
+        return self.step > self.evaluated and self.settings.validates_at(self.step)
 
     @property
     def is_complete(self) -> bool:

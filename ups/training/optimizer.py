@@ -20,7 +20,7 @@ class OptimizerSettings:
     basis_interval: int | None
     weight_decay: float
     clip: float
-    average: float
+    ema_decay: float
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:

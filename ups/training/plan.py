@@ -23,7 +23,7 @@ class Planned:
     def as_dict(self) -> dict:
         identity = self.entry.identity
         steps = identity.content["stage"]["steps"]
-        return {"stage": identity.stage, "digest": identity.digest, "action": self.action, "steps": steps}
+        return {"stage": identity.name, "digest": identity.digest, "action": self.action, "steps": steps}
 
 
 def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, str]) -> list[Planned]:
@@ -50,7 +50,7 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
     if require == "found" and lacking:
         raise UserError(
             f"require=found, and {lacking[0].path} is not trained: train it with "
-            f"stage={lacking[0].identity.stage}, or set require=train"
+            f"stage={lacking[0].identity.name}, or set require=train"
         )
     found = [planned.entry.identity for planned in plan if planned.action == "found"]
     check_batch_sizes(identity.chain(), processes(), found)

@@ -175,14 +175,14 @@ class Entry:
     def why_new(self) -> str:
         """What sets it apart from the nearest trained entry of the same stage."""
         found = []
-        for file in self.root.glob(f"{self.identity.stage}-*/{IDENTITY}"):
+        for file in self.root.glob(f"{self.identity.name}-*/{IDENTITY}"):
             if (file.parent / RESULT).exists():
                 try:
                     found.append(differences(self.identity.content, read_json(file)))
                 except UserError as error:  # a neighbour's damage is no reason not to train
                     console.print(f"warning: {error}")
         if not found:
-            return f"no {self.identity.stage} in {self.root}"
+            return f"no {self.identity.name} in {self.root}"
         nearest = min(found, key=len)
         more = f" and {len(nearest) - 2} more" if len(nearest) > 2 else ""
         return "; ".join(nearest[:2]) + more

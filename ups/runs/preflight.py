@@ -1,7 +1,7 @@
 """Builds the dataset and the networks of a chain, takes a step and forgets them: the check of what only they know,
 before a machine is rented. Prints the files of the repository that were imported for it, one a line.
 
-    python -m ups.runs.building GPUS stage=diffusion_residual model.width=64
+    python -m ups.runs.preflight GPUS stage=diffusion_residual model.width=64
 """
 
 import os
@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 from ups.cli import run
-from ups.config import build, check, composed
+from ups.config.build import build
+from ups.config.check import check
+from ups.config.compose import composed
 from ups.data.darus import PUBLISHED
 from ups.errors import UserError
 from ups.paths import ROOT
+from ups.training.build import try_out
 from ups.training.identity import identity_of
-from ups.training.obtain import try_out
 from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
 

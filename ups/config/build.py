@@ -1,0 +1,46 @@
+"""The objects that a config describes."""
+
+import inspect
+import re
+from collections.abc import Collection
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from ups.errors import UserError, first_line, shortened
+
+
+def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments: Any) -> Any:
+    """The object that a config node describes, or with `partial` a function that makes it of further arguments.
+
+    The only call of Hydra's `instantiate`. `key` is the node's, for the one line about a wrong argument.
+    """
+    if "_target_" not in node:
+        raise UserError(f"{key}._target_ is not set: it names the class that {key} describes")
+    try:
+        factory = instantiate(node, _convert_="all", _partial_=True)
+    except InstantiationException as error:
+        target = shortened(str(node.get("_target_")), 80)
+        raise UserError(f"{key}._target_={target}: there is no such class") from error
+
+    def construct(**arguments: Any) -> Any:
+        try:
+            return factory(**arguments)
+        except (TypeError, ValueError) as error:
+            text = first_line(error)
+            if isinstance(error, TypeError) and "__init__() " not in text:
+                raise  # a bug, not an argument's name
+            raise UserError(keyed(text.rpartition("__init__() ")[2], key, (*node, *arguments))) from error
+
+    construct.__signature__ = inspect.signature(factory.func)
+    return construct if partial else construct(**arguments)
+
+
+def keyed(text: str, key: str, names: Collection[str]) -> str:
+    """What the class of the node `key` says, which knows its arguments' `names` and not where it stands in the config:
+    "kernel=4 must be odd" is "model.kernel=4 must be odd", and another text follows the key.
+    """
+    begins = re.match(r"(\w+)[=:]", text)
+    return f"{key}{'.' if begins and begins[1] in names else ': '}{text}"

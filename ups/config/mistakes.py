@@ -1,0 +1,47 @@
+"""What a person needs of an error of composition, in one line."""
+
+import difflib
+import re
+import traceback
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ups.config.check import GROUPS
+from ups.errors import shortened
+
+
+def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[str]) -> str:
+    """What a person needs of an error of composition, which Hydra tells in several lines."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if key := re.search(r"Could not override '([^']+)'", text):
+        if group := re.search(r"Did you mean to override (\S+)\?", text):
+            return f"{key[1]} is not a group of this config: did you mean {group[1]}?"
+        return f"{key[1]} is not a key of the config" + _nearest(key[1], known_keys)
+    if option := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = option[1].rpartition("/")
+        choices = [line for line in lines[lines.index(f"Available options in '{group}':") + 1 :] if " " not in line] \
+            if f"Available options in '{group}':" in lines else []  # fmt: skip
+        known = f": choose one of {', '.join(choices)}" if choices else ""
+        return f"{group}={shortened(name, 80)} is not an option of the group {group}{known}"
+    return " ".join(lines[:2])
+
+
+def is_of_a_group(error: ValueError | TypeError) -> bool:
+    """Whether it is Hydra's, about an option of a group that is no name: `stage=null`, `stage=[3]`."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "defaults_list.py"
+
+
+def _nearest(key: str, known_keys: list[str]) -> str:
+    parent = key.rpartition(".")[0]
+    near = difflib.get_close_matches(key, known_keys, 1, 0.6)
+    if near:
+        return f": did you mean {near[0]}?"
+    siblings = [known for known in known_keys if known.rpartition(".")[0] == parent]
+    if siblings:
+        return f": {parent or 'at the top'} has {', '.join(siblings)}"
+    if parent in GROUPS and parent not in known_keys:
+        return f" until its group has an option: give {parent}=OPTION too"
+    return "; --cfg job shows them all"
