@@ -1,6 +1,6 @@
 """Score a trained stage on trajectories it has not seen, beside persistence and the classical solver.
 
-    python evaluate.py checkpoint=store/operator-0123456789ab dataset=pdebench_burgers dataset.path=FILE
+    python evaluate.py checkpoint=store/operator-DIGEST dataset=pdebench_burgers dataset.path=FILE
 """
 
 import hydra
@@ -12,7 +12,7 @@ from ups.cli import one_line_errors, run
 @hydra.main(config_path="conf", config_name="evaluate", version_base=None)
 def main(cfg: DictConfig) -> float:
     with one_line_errors(cfg):
-        from ups.runs.evaluation import run_evaluation
+        from ups.runs.evaluate import run_evaluation
 
         return run_evaluation(cfg)
 

@@ -12,7 +12,7 @@ from ups.cli import one_line_errors, run
 @hydra.main(config_path="conf", config_name="train", version_base=None)
 def main(cfg: DictConfig) -> float:
     with one_line_errors(cfg):
-        from ups.runs.training import run_training  # torch is imported here: --help and --cfg job answer at once
+        from ups.runs.train import run_training  # torch is imported here: --help and --cfg job answer at once
 
         return run_training(cfg)
 

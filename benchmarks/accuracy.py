@@ -238,7 +238,8 @@ def table(report: dict) -> str:
     titles = {"generated": "256 generated", "pdebench": "PDEBench's"}
     columns = ["predictor", "parameters", "training [s]", "ms/step"]
     for test in tests:
-        columns += [f"nRMSE, {titles[test]} [95 %]", "of each seed", "worst/mean", "ratio to peer [95 %]"]
+        columns += [f"nRMSE, {titles[test]} [95 %]", "of each seed", "worst/mean"]
+        columns += ["ratio to peer [95 %]"] if report["peer"] else []
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for name, scores in report["predictors"].items():
         runs = scores.get("trainings")
@@ -252,9 +253,9 @@ def table(report: dict) -> str:
             cells.append(" ".join(f"{value:.2e}" for value in at["nrmse_of_seeds"]) if runs else "")
             lost = f", {at['diverged']} diverged" if runs and at["diverged"] else ""
             cells.append(f"{at['worst_over_mean']:.1f}{lost}")
-            ratio = at.get("versus_peer")
-            ratio = [significant(ratio[name]) for name in ("ratio", "low", "high")] if ratio else []
-            cells.append("{} [{}, {}]".format(*ratio) if ratio else "")
+            if report["peer"]:
+                ratio, low, high = (significant(at["versus_peer"][name]) for name in ("ratio", "low", "high"))
+                cells.append(f"{ratio} [{low}, {high}]")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines).replace("e-0", "e-").replace("e+00", "") + "\n"
 

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from omegaconf import OmegaConf
 
-from benchmarks.error_dressing import dressed
+from benchmarks.controls.error_dressing import dressed
 from benchmarks.trainings import (
     SEARCH_PATH,
     checked,

@@ -18,7 +18,7 @@ from ups.config.check import OPTIMIZER_KEYS, _leaves, check, window_keys
 from ups.config.compose import composed, plain
 from ups.config.rules import RULES
 from ups.errors import UserError
-from ups.runs.training import make_callbacks
+from ups.runs.train import make_callbacks
 from ups.training.build import try_out
 from ups.training.identity import canonical, identity_of
 from ups.training.optimizer import OptimizerSettings

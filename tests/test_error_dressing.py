@@ -1,8 +1,8 @@
-"""benchmarks/error_dressing.py, the control that needs no training."""
+"""benchmarks/controls/error_dressing.py, the control that needs no training."""
 
 import torch
 
-from benchmarks.error_dressing import dressed, steepness
+from benchmarks.controls.error_dressing import dressed, steepness
 from ups.evaluation.metrics import ensemble_metrics
 
 

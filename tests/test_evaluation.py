@@ -14,7 +14,7 @@ from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, r
 from ups.evaluation.plots import ensemble_panels, save_figures, space_time
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, rollout
 from ups.files import nulled, write_json
-from ups.runs.evaluation import refuse_seen
+from ups.runs.evaluate import refuse_seen
 
 
 def test_metrics_by_hand():

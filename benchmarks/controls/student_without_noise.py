@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ups.data.batches import Batch
+from ups.models.corrector import Velocity
 from ups.stages.consistency_distill import ConsistencyDistill
-from ups.stages.sampled_correction import Velocity, full_precision
+from ups.stages.sampled_correction import full_precision
 from ups.stages.stage import Stage
 
 
