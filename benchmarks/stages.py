@@ -4,7 +4,7 @@ Of the time three quarters are the operator's, a twentieth is stage 2's and a fi
 where a gain comes from: stage 3 without its noise, what its loss alone is worth; the longer trained operator with
 validation errors drawn at random around it, what any spread of about the right size is worth.
 
-    python benchmarks/stages.py --minutes 10 --seeds 3
+    python benchmarks/stages.py --minutes 20 --seeds 3
     python benchmarks/stages.py --minutes 6 --seeds 3 --points 64
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; short trials before them determine how
@@ -111,7 +111,7 @@ ROWS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, all three stages together")
+    parser.add_argument("--minutes", type=float, default=20.0, help="of training, all three stages together")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--trajectories", type=int, default=128, help="of the test, which nothing else has seen")

@@ -107,7 +107,7 @@ def test_they_train_are_found_and_are_scored(own, command, tmp_path):
 
     (checkpoint,) = tmp_path.glob("store/scaled-*/")
     refused = command("evaluate.py", f"checkpoint={checkpoint}", **python)
-    assert refused.returncode == 1 and "give hydra.searchpath=[file://FOLDER] as its training did" in refused.stderr
+    assert refused.returncode == 1 and "if it is your own, name the folder of its options: hydra" in refused.stderr
     scored = command("evaluate.py", f"checkpoint={checkpoint}", own[0], "hydra.run.dir=scored", **python)
     assert scored.returncode == 0, scored.stderr
     assert json.loads((tmp_path / "scored" / "metrics.json").read_text())["trajectories"] == 3
@@ -126,6 +126,7 @@ def test_a_checkpoint_is_built_of_what_the_calls_own_search_path_names(own, tmp_
     file = files[identity.digest]
     with pytest.raises(UserError, match=r"_target_=own\.\w+ is not what conf/ builds .* hydra\.searchpath=\[file:"):
         read_identity(file)
+    assert read_identity(file, [tmp_path / "conf"]) == identity
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
         HydraConfig.instance().set_config(compose("evaluate", [own[0], "checkpoint=any"], return_hydra_config=True))

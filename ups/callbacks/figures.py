@@ -4,12 +4,17 @@ import shutil
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ups.callbacks.callback import Callback
 from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import classical_solver, ensemble, persistence, rollout
 from ups.files import write
 from ups.loggers.logger import Logger
+
+if TYPE_CHECKING:
+    from ups.training.loop import Training
+    from ups.training.store import Entry
 
 
 class Figures(Callback):
@@ -19,10 +24,10 @@ class Figures(Callback):
         self.loggers = list(loggers)
         self.folder = folder / "figures"
 
-    def on_found(self, entry) -> None:
+    def on_found(self, entry: "Entry") -> None:
         self._show(entry)
 
-    def on_end(self, training) -> None:
+    def on_end(self, training: "Training") -> None:
         stage, window = training.stage, training.data.validation
         truth = window.u[:, 1:]
         members = ensemble(stage.step, window, stage.members)
@@ -31,7 +36,7 @@ class Figures(Callback):
         save_figures(training.entry.figures, training.settings.name, members, truth, window.time_step, fields)
         self._show(training.entry)
 
-    def _show(self, entry) -> None:
+    def _show(self, entry: "Entry") -> None:
         name = entry.identity.name
         for kept in sorted(entry.figures.glob("*.png")):
             self.folder.mkdir(exist_ok=True)

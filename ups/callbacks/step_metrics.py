@@ -6,9 +6,14 @@ ever rises, so a second stage that starts at 0 would lose its points.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from ups.callbacks.callback import Callback
 from ups.loggers.logger import Logger
+
+if TYPE_CHECKING:
+    from ups.training.loop import Training
+    from ups.training.store import Entry
 
 
 class StepMetrics(Callback):
@@ -18,14 +23,14 @@ class StepMetrics(Callback):
         self.loggers = list(loggers)
         self.every = every
 
-    def on_found(self, entry) -> None:
+    def on_found(self, entry: "Entry") -> None:
         self._replay(entry.identity.name, entry.rows())
 
-    def on_start(self, training) -> None:
+    def on_start(self, training: "Training") -> None:
         self._replay(training.settings.name, training.rows)
         self._start_lap(training)
 
-    def on_step(self, training) -> None:
+    def on_step(self, training: "Training") -> None:
         step, settings = training.step, training.settings
         # A step that evaluates is logged by `on_evaluate`, with its scores in the same row.
         if settings.validates_at(step):
@@ -33,7 +38,7 @@ class StepMetrics(Callback):
         if step % self.every == 0 or step == 1:
             self._log(training, {})
 
-    def on_evaluate(self, training, scores: dict[str, float]) -> None:
+    def on_evaluate(self, training: "Training", scores: dict[str, float]) -> None:
         self._log(training, {f"evaluation/{training.settings.name}/{key}": value for key, value in scores.items()})
 
     def _replay(self, name: str, rows: list[dict[str, float]]) -> None:
@@ -44,7 +49,7 @@ class StepMetrics(Callback):
             for row in rows:
                 logger.log(row)
 
-    def _log(self, training, scores: dict[str, float]) -> None:
+    def _log(self, training: "Training", scores: dict[str, float]) -> None:
         prefix = f"training/{training.settings.name}"
         row = {f"{prefix}/{key}": float(value) for key, value in training.values.items()}
         steps, seconds = training.step - self.lap_step, training.seconds - self.lap_seconds
@@ -56,5 +61,5 @@ class StepMetrics(Callback):
             logger.log(row)
         self._start_lap(training)
 
-    def _start_lap(self, training) -> None:
+    def _start_lap(self, training: "Training") -> None:
         self.lap_step, self.lap_seconds = training.step, training.seconds

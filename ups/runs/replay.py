@@ -8,6 +8,7 @@ With the weights before the step, its batch and its noise, which the file holds,
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from ups.training.state import State, read_state
 from ups.training.store import IDENTITY
 
 
-def replay(file: Path) -> str:
+def replay(file: Path, searchpath: Sequence[Path] = ()) -> str:
     """What the step does again, line by line."""
     file = Path(os.path.abspath(file))  # its folder and the store around it count
     takes = "it takes a nonfinite-STEP.safetensors"
@@ -39,7 +40,7 @@ def replay(file: Path) -> str:
     if state.facts["device"] == "cuda" and not torch.cuda.is_available():
         raise UserError(f"{file}: its step was taken on a GPU: repeat it on a machine that has one")
     runtime = set_up(state.facts["device"], "auto", state.facts["precision"])
-    identity = read_identity(file.parent / IDENTITY)
+    identity = read_identity(file.parent / IDENTITY, searchpath)
     if identity.digest != state.facts["digest"]:
         raise UserError(f"{file} is of another stage than the {IDENTITY} beside it")
     required = load_chain(identity.requires, file.parent.parent, runtime).stage if identity.requires else None
@@ -91,8 +92,10 @@ def is_wrong(value) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m ups.runs.replay", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--searchpath", type=Path, nargs="+", default=[], metavar="FOLDER", help="of your own options")
+    asked = parser.parse_args()
     try:
-        print(replay(parser.parse_args().file))
+        print(replay(asked.file, asked.searchpath))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ is skipped, they are other weights of the same stage.
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,10 @@ def from_content(content: dict) -> Identity:
     return Identity(content, below)
 
 
-def read_identity(file: Path) -> Identity:
+def read_identity(file: Path, searchpath: Sequence[Path] = ()) -> Identity:
     """Of a checkpoint's folder, which may be anybody's: it builds what conf/ names, and calls nothing else.
 
-    Its hash is the folder's name, so a damaged one is noticed.
+    Its hash is the folder's name, so a damaged one is noticed. `searchpath`: folders of options of the caller's own.
     """
     content = read_json(file)
     try:
@@ -77,7 +78,7 @@ def read_identity(file: Path) -> Identity:
         raise UserError(f"{file} is damaged, or not of the folder it is in: copy the folder again, or train it again")
     if content.get("format") != FORMAT:
         raise UserError(f"{file} is of version {content.get('format')}, this code makes {FORMAT}: train it again")
-    check_origin(content, file)
+    check_origin(content, file, searchpath)
     for each in identity.chain():
         name = each.content["stage"]["name"]
         if not isinstance(name, str) or not re.fullmatch(r"\w+", name):

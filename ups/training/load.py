@@ -1,6 +1,7 @@
 """Trained stages from their folders, and whether a folder from elsewhere can be trusted."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +36,17 @@ def load(entry: Entry, required: Obtained | None, runtime: Runtime) -> Obtained:
     return Obtained(entry, stage, result)
 
 
-def load_checkpoint(checkpoint: Path, runtime: Runtime, key: str = "checkpoint") -> Obtained:
-    """A trained stage and all it requires, from its folder `store/STAGE-DIGEST`, which the config's `key` names."""
+def load_checkpoint(
+    checkpoint: Path, runtime: Runtime, key: str = "checkpoint", searchpath: Sequence[Path] = ()
+) -> Obtained:
+    """A trained stage and all it requires, from its folder `store/STAGE-DIGEST`, which the config's `key` names.
+
+    `searchpath`: folders with stage/, model/ and dataset/ of one's own, whose classes it may be built of.
+    """
     folder = Path(os.path.abspath(checkpoint))  # its name counts, also that of a link
     if not (folder / IDENTITY).exists():
         raise UserError(f"{key}={checkpoint}: no trained stage is there (it has no {IDENTITY})")
-    identity = read_identity(folder / IDENTITY)
+    identity = read_identity(folder / IDENTITY, searchpath)
     if not Entry(folder.parent, identity).is_trained:
         raise UserError(f"{key}={checkpoint}: its training is not finished; the same train.py command goes on with it")
     return load_chain(identity, folder.parent, runtime)

@@ -2,6 +2,8 @@
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,8 +14,11 @@ from ups.training.distributed import by_first
 from ups.training.runtime import Runtime
 from ups.training.state import State, write_state
 
+if TYPE_CHECKING:
+    from ups.training.loop import Training
 
-def refuse_or_skip(training, batch: Batch, loss: Tensor, grad_norm: Tensor, runtime: Runtime) -> None:
+
+def refuse_or_skip(training: "Training", batch: Batch, loss: Tensor, grad_norm: Tensor, runtime: Runtime) -> None:
     """Raise, or count the step as skipped, as `runtime.on_nonfinite` says. `batch`: the whole step's, not yet used."""
     name, step = training.settings.name, training.step
     file = training.entry.path / f"nonfinite-{step}.safetensors"
@@ -36,7 +41,7 @@ def refuse_or_skip(training, batch: Batch, loss: Tensor, grad_norm: Tensor, runt
     console.print(f"warning: {what}. Skipped, {training.skipped} of at most {runtime.max_skipped}")
 
 
-def write_reproduction(file, training, batch: Batch, runtime: Runtime) -> None:
+def write_reproduction(file: Path, training: "Training", batch: Batch, runtime: Runtime) -> None:
     """The state before the step, and its batch with the generator's state."""
     state: State = training.state()
     fields = {"u": batch.u, "nu": batch.nu, "sample": batch.sample, "frame": batch.frame}

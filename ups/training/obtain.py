@@ -1,7 +1,7 @@
 """`obtain`: the trained stage that a config asks for, found in the store or trained, its prerequisites first."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -25,7 +25,9 @@ from ups.training.state import State
 from ups.training.store import Entry
 
 
-def obtain(plan: list[Planned], data_of, callbacks: list[Callback], runtime: Runtime) -> Obtained:
+def obtain(
+    plan: list[Planned], data_of: Callable[[], Splits], callbacks: list[Callback], runtime: Runtime
+) -> Obtained:
     """Walk the plan. `data_of()` gives the splits and is called only if something has to be trained."""
     required = None
     for place, planned in enumerate(plan, 1):

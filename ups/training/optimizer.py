@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ups.stages.stage import Stage
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -46,7 +48,7 @@ class Average:
             own.copy_(buffer)
 
     @contextmanager
-    def used_by(self, stage) -> Iterator[None]:
+    def used_by(self, stage: Stage) -> Iterator[None]:
         """The stage predicts with the averaged weights inside."""
         trained, stage.network = stage.network, self.network
         try:
