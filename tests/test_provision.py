@@ -7,6 +7,7 @@ import pytest
 
 from ups.config.compose import composed
 from ups.errors import UserError
+from ups.launch.actions import status
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, State, deadline_of, new_label
 from ups.launch.provision import offers_for, rent
@@ -326,6 +327,18 @@ def test_a_list_of_several_pages_is_read_to_its_end(server, ledger):
     for number, label in enumerate(labels):
         vast.create(1000 + number, image="i", disk=10, label=label, onstart_cmd="", env={})
     assert sorted(row["label"] for row in vast.instances("ups-until-")) == sorted(labels)
+
+
+@pytest.mark.parametrize("answer", [{"success": False}, {"success": False, "instances": None}])
+def test_a_list_that_is_not_given_is_not_an_empty_one(answer, server, ledger):
+    """Else one such answer would write off what is still billed, and some would rent a second machine beside it."""
+    server.faults += [Fault(CREATE, (504, {}), after=True), Fault("GET /api/v1/instances/", (200, answer), times=3)]
+    rental = rent_one(ledger)
+    assert only_instance(server)["id"] == rental.instance_id and len(server.sent(CREATE)) == 1
+    server.faults.append(Fault("GET /api/v1/instances/", (200, answer), times=5))
+    with pytest.raises(UserError, match="no usable answer"):
+        status(settings(), Vast(0.01, 3), ledger)
+    assert [each.is_open for each in ledger.rentals()] == [True]
 
 
 def test_the_stand_in_gives_no_number_twice(server):
