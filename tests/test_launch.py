@@ -442,10 +442,13 @@ def finished_text(answer) -> str:
 
 
 def test_status_logs_destroy(launch, rent, server, tmp_path):
+    server.last_id = 27_384_000  # as long as the service's are
     rent()
     (row,) = server.rows.values()
-    status = finished_text(launch("vast.action=status"))
-    assert str(row["id"]) in status and "running" in status and "stage=operator" in status and "0.95" in status
+    status = finished_text(launch("vast.action=status", COLUMNS="80"))
+    cells = [line.split("│")[1:-1] for line in status.splitlines() if line.startswith("│")]
+    whole = ["".join(part.strip() for part in column) for column in zip(*cells, strict=True)]
+    assert f" {row['id']} " in status and {"running", "stage=operator", "0.95"} < {*whole}
     machine = server.running[row["id"]] = Machine(tmp_path / "machine", "sh", {})
     (machine.folder / "output").write_text("a line\n")
     assert "a line" in finished_text(launch("vast.action=logs"))

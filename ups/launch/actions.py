@@ -20,9 +20,10 @@ SECONDS_OVER = 300  # after the deadline, within which a machine should have end
 
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rows = {row["id"]: row for row in refreshed(vast, ledger)}
-    summary = Table(title="Rented from here", title_justify="left")
-    for column in ("instance", "GPU", "state", "hours", "$ so far", "$ at most", "deadline", "commit", "overrides"):
-        summary.add_column(column)
+    summary = table_of_rentals(
+        "Rented from here",
+        "instance", "GPU", "state", "hours", "$ so far", "$ at most", "deadline", "commit", "overrides",
+    )  # fmt: skip
     for rental in ledger.rentals():
         if rental.state == State.NOT_RENTED:
             continue
@@ -39,6 +40,14 @@ def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
             screen.print(f"instance {row['id']} ({row['label']}) is not in {ledger.folder}: see vast.action=reap")
         elif (deadline_of(row["label"]) or 0) < time.time() and not may_be_saving(row):
             screen.print(f"instance {row['id']} is past its deadline: see vast.action=reap")
+
+
+def table_of_rentals(title: str, *columns: str) -> Table:
+    """On a narrow screen nothing in it is cut, and an instance's id, which other commands want, is in one piece."""
+    summary = Table(title=title, title_justify="left")
+    for column in columns:
+        summary.add_column(column, min_width=10 if column == "instance" else None, overflow="fold")
+    return summary
 
 
 def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:

@@ -12,13 +12,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.table import Table
 
 from ups.config.check import check
 from ups.console import screen
 from ups.errors import UserError, first_line
 from ups.files import write, write_json
-from ups.launch.actions import destroy, follow, logs, reap, status
+from ups.launch.actions import destroy, follow, logs, reap, status, table_of_rentals
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, Rental
 from ups.launch.offers import Offer, reason, table
@@ -232,9 +231,7 @@ def announce(rental: Rental, job: Job, hints: bool) -> None:
 
 def print_sweep(outcomes: list[Outcome]) -> None:
     """What all jobs of a sweep came to."""
-    summary = Table(title="Rented by this sweep", title_justify="left")
-    for column in ("overrides", "instance", "GPU", "$ at most", "deadline", "error"):
-        summary.add_column(column)
+    summary = table_of_rentals("Rented by this sweep", "overrides", "instance", "GPU", "$ at most", "deadline", "error")
     for outcome in outcomes:
         rental = outcome.rental
         cells = ("", "", "", "") if rental is None else (

@@ -95,7 +95,7 @@ class Vast:
         return self._repeat(lambda: [row for row in self._all_instances() if belongs(row)])
 
     def _all_instances(self) -> list[dict]:
-        """Page by page. The SDK's own list takes an answer that holds none for an empty one, and so a bill for ended."""
+        """Page by page. To the SDK's own list an answer that holds none is an empty one, and so a bill is ended."""
         rows, query = [], {"order_by": [{"col": "id", "dir": "asc"}], "limit": PAGE}
         while True:
             answer = self.sdk.show_instances_v1(query)
