@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from secrets import token_hex
 
 import pytest
@@ -23,7 +24,8 @@ from test_provision import rent_one
 
 from ups.config.check import check
 from ups.config.compose import composed
-from ups.errors import UserError
+from ups.errors import Interrupted, UserError
+from ups.launch import command
 from ups.launch.actions import follow, overlap
 from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, new_label
@@ -222,16 +224,23 @@ def test_a_value_that_is_no_launchs(override, message):
         check(composed("launch", [override]), "launch")
 
 
-def passed(*overrides: str) -> list[str]:
+def set_hydra(*overrides: str, folder: str = "run") -> None:
+    """As in a call of launch_vast.py."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        HydraConfig.instance().set_config(compose("launch", list(overrides), return_hydra_config=True))
+        cfg = compose("launch", ["hydra.mode=RUN", *overrides], return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = folder
+    HydraConfig.instance().set_config(cfg)
+
+
+def passed(*overrides: str) -> list[str]:
+    set_hydra(*overrides)
     return passed_on()
 
 
 def test_what_is_passed_on_to_the_machine(monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     here = ["vast.max_cost=1", "+auto_shutdown=true", "store=s", "cache=c", "hydra.run.dir=r", "hydra.sweep.dir=s",
-            "hydra.verbose=true", "hydra/job_logging=default", "hydra.mode=RUN"]  # fmt: skip
+            "hydra.verbose=true", "hydra/job_logging=default"]  # fmt: skip
     assert passed(*here, "seed=3", "~callbacks.figures") == ["seed=3", "~callbacks.figures"]
     more = "hydra.searchpath=[file://benchmarks/conf]"
     assert passed(more, "seed=3") == [more, "seed=3"]
@@ -389,6 +398,23 @@ def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
     process.send_signal(signal.SIGINT)
     answer = finished(process)
     assert answer.returncode == 130 and "goes on without an onlooker" in answer.stderr and len(server.rows) == 1
+
+
+def test_ctrl_c_before_the_rental_is_announced_tells_of_it(rent, tmp_path, monkeypatch, capsys):
+    """The machine runs, and nobody has read its number yet."""
+
+    def rented(cfg):
+        rent()
+        raise Interrupted(signal.SIGINT, "SIGINT: stopped")
+
+    monkeypatch.setattr(command, "rented", rented)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    folder = str(tmp_path / "rentals")
+    set_hydra(folder=folder)
+    with pytest.raises(Interrupted):
+        command.launch(composed("launch", [f"vast.ledger={folder}"]), [])
+    (rental,) = Ledger(Path(folder)).rentals()
+    assert f"STILL BILLED: instance {rental.instance_id} is still there" in capsys.readouterr().err
 
 
 def killed_while_asking(launch, server) -> dict:
@@ -571,7 +597,7 @@ def test_a_sweep_has_one_limit_for_all(launch, server):
 def test_a_rental_whose_file_cannot_be_written_is_in_the_sweeps_table(launch, server, tmp_path):
     (tmp_path / "sweep" / "0" / "launch.json").mkdir(parents=True)
     answer = launch("-m", *LOSSY, "seed=1", "hydra.sweep.dir=sweep")
-    assert re.search(r"^job 0 .*launch\.json: .*STILL BILLED", answer.stderr, re.MULTILINE)
+    assert re.search(r"^job 0 .*launch\.json.*STILL BILLED", answer.stderr, re.MULTILINE)
     (number,) = server.rows
     assert str(number) in answer.stdout[answer.stdout.index("Rented by this sweep") :]
 

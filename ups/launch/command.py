@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ups.config.check import check
-from ups.console import screen
+from ups.console import console, screen
 from ups.errors import UserError, first_line
 from ups.files import write, write_json
 from ups.launch.actions import destroy, follow, logs, reap, status, table_of_rentals
@@ -68,6 +68,8 @@ def launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
         raise
     finally:  # by the ledger, which knows it whatever came after the rental
         outcome.rental = still_open(ledger, Path(HydraConfig.get().runtime.output_dir))
+        if outcome.rental and outcome.error and "STILL BILLED" not in outcome.error and not cfg.vast.rehearse:
+            console.print(still_billed(outcome.rental))
     if rental and cfg.vast.follow:
         follow(Vast(cfg.vast.pause, cfg.vast.request_timeout), ledger, rental, cfg.vast.poll_seconds)
 
@@ -96,11 +98,11 @@ def rented(cfg: DictConfig) -> Rental | None:
         show_plan(job, offers, settings, folder)
         return None
     rental = rent(vast, job, settings, ledger, money, folder, offers)
-    announce(rental, job, hints=not settings.rehearse)  # before what may fail: it is being billed
     try:
+        announce(rental, job, hints=not settings.rehearse)
         write_json(folder / "launch.json", asdict(rental))
     except OSError as error:  # the advice of other faults, to start again, would rent a second machine
-        raise UserError(f"{folder / 'launch.json'}: {first_line(error)}. {still_billed(rental)}") from error
+        raise UserError(f"{first_line(error)}. {still_billed(rental)}") from error
     return rental
 
 
