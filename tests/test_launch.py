@@ -198,15 +198,18 @@ def test_everything_is_checked_before_a_cent_is_spent(overrides, message, launch
 
 def test_code_that_the_machine_would_lack_rents_nothing(launch, server, clone):
     """One's own may lie anywhere; a file that nothing imports is not missed."""
-    for name in ("own.py", "notes.py"):
-        (clone / name).write_text("from ups.models.unet import UNet as Net\n")
+    modules = {"own.py": "models.unet import UNet as Net", "watch.py": "callbacks.upload import Upload as Watch",
+               "notes.py": "models.unet import UNet"}  # fmt: skip
+    for name, imports in modules.items():
+        (clone / name).write_text(f"from ups.{imports}\n")
     try:
-        refused = launch(*LOSSY, "model=unet", "model._target_=own.Net")
+        watched = "+callbacks.watch._target_=watch.Watch"
+        refused = launch(*LOSSY, "model=unet", "model._target_=own.Net", watched)
         rents = launch(*LOSSY, "model=unet")
     finally:
-        for name in ("own.py", "notes.py"):
+        for name in modules:
             (clone / name).unlink()
-    assert "not committed: own.py; a rented machine trains what is pushed" in error_of(refused)
+    assert "not committed: own.py, watch.py; a rented machine trains what is pushed" in error_of(refused)
     assert rents.returncode == 0 and len(server.sent(CREATE)) == 1
 
 
