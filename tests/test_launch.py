@@ -639,6 +639,17 @@ def test_a_run_goes_to_an_entity_of_the_account_and_nowhere_else(team, code, lau
         assert "W&B's entity us " in error_of(answer) and "logger.wandb.entity=tester" in answer.stderr and not created
 
 
+@pytest.mark.parametrize("url", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"])
+def test_a_server_of_wandb_that_the_machine_cannot_reach_rents_nothing(url, monkeypatch):
+    """In the tests it can: there Vast's machines are this computer's too."""
+    for name in ("VAST_URL", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with pytest.raises(UserError, match=f"{re.escape(url)} is this computer's.* wandb login --host URL"):
+        command.job_of(composed("launch"))
+
+
 def test_a_key_that_wandb_refuses_rents_nothing(launch, server):
     with WandbServer() as tracker:
         answer = launch("+auto_shutdown=true", **tracker.environment | {"WANDB_API_KEY": "0" * 40})

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -126,6 +127,11 @@ def job_of(cfg: DictConfig) -> Job:
             f"{keeps_nothing}, so the deadline would destroy the only copy of the results: use logger=wandb and "
             "`wandb login` (or export WANDB_API_KEY), or set vast.allow_loss=true"
         )
+    if not keeps_nothing and is_here(server()) and not is_here(os.environ.get("VAST_URL", "")):
+        raise UserError(
+            f"W&B's server {server()} is this computer's, which a rented machine cannot reach: wandb login --host URL "
+            "(or export WANDB_BASE_URL=URL) of one that it can"
+        )
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
     if source.token:
         secrets["GIT_TOKEN"] = source.token
@@ -146,6 +152,12 @@ def environment_of(cfg: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
         settings |= {name: os.environ.get(name) for name in ("WANDB_ENTITY", "WANDB_MODE")}
         settings["WANDB_BASE_URL"], secrets["WANDB_API_KEY"] = server(), api_key()
     return tuple({name: value for name, value in each.items() if value} for each in (settings, secrets))
+
+
+def is_here(url: str) -> bool:
+    """Whether it is an address of this computer, which on another one is that other's."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 
 def answering_project(cfg: DictConfig) -> tuple[str, str]:

@@ -1,5 +1,5 @@
-"""Builds the dataset and the networks of a chain, takes a step and forgets them, and looks at callbacks and loggers: the
-check of what only they know, before a machine is rented. Prints the files of the repository that were imported for
+"""Builds the dataset and the networks of a chain, takes a step and forgets them, and looks at callbacks and loggers:
+the check of what only they know, before a machine is rented. Prints the files of the repository that were imported for
 it, one a line.
 
     python -m ups.runs.preflight GPUS stage=diffusion_residual model.width=64
