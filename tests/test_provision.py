@@ -270,6 +270,9 @@ def test_what_a_rental_has_cost_includes_its_traffic(server, ledger):
     assert rental.is_open and rental.cost == pytest.approx(2 * rental.price_per_hour + 0.2, rel=1e-3)
     ledger.end(rental, State.DESTROYED)
     assert rental.cost == pytest.approx(rental.price_per_hour + 0.2, rel=1e-3)
+    rental.ended = rental.asked + 600
+    ledger.end(rental, State.DESTROYED)  # again, to be sure
+    assert rental.cost == pytest.approx(rental.price_per_hour / 6 + 0.2, rel=1e-3)
 
 
 def test_failed_tries_are_paid_of_the_same_money(server, ledger):
