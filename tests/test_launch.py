@@ -26,7 +26,7 @@ from ups.config.check import check
 from ups.config.compose import composed
 from ups.errors import Interrupted, UserError
 from ups.launch import command
-from ups.launch.actions import follow, overlap
+from ups.launch.actions import follow, logs, overlap
 from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, new_label
 from ups.launch.rehearsal.local import interpreter
@@ -505,6 +505,19 @@ def test_destroy_by_id_from_anywhere(launch, rent, server, tmp_path):
     assert set(server.rows) == {1}
 
 
+def test_logs_by_id_from_anywhere(rent, server, tmp_path, capsys):
+    number = rent().instance_id
+    machine = server.running[number] = Machine(tmp_path / "machine", "sh", {})
+    (machine.folder / "output").write_text("a line\n")
+    shutil.rmtree(tmp_path / "rentals")
+    show = lambda *more: logs(composed("launch", [f"vast.instance={number}", *more]).vast, Vast(0.02, 3),
+                              Ledger(tmp_path / "rentals"))  # fmt: skip
+    show()
+    assert "a line" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"^vast.instance={number} is not in .*rentals, so leave out vast.follow$"):
+        show("vast.follow=true")
+
+
 def test_status_with_another_key_loses_nothing(launch, rent, server):
     rent()
     rows, server.rows = server.rows, {}
@@ -540,7 +553,7 @@ def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, 
     rental.deadline = time.time() - 3600
     row, watch = server.rows[rental.instance_id], (Vast(0.02, 3), Ledger(tmp_path / "rentals"), rental, 0.05)
     row["uptime_mins"] = 16.0
-    with pytest.raises(UserError, match="past its deadline"):
+    with pytest.raises(UserError, match=f"past its deadline.*`vastai start instance {rental.instance_id}`"):
         follow(*watch)
     row["uptime_mins"] = 3.0
     threading.Timer(0.5, server._destroy, [rental.instance_id]).start()
