@@ -5,7 +5,8 @@ from urllib.parse import urlparse
 import pytest
 import wandb
 
-from ups.wandb.account import HOSTS, api_key, server
+from ups.config.compose import composed
+from ups.wandb.account import HOSTS, api_key, server, why_not_kept
 
 FORGE, OLD, OWN = "api.forge.coreweave.com", "api.wandb.ai", "wandb.example.com:8080"
 
@@ -35,6 +36,20 @@ def test_the_key_is_the_one_of_the_server(machines, url, found, tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_CONFIG_DIR", raising=False)
     assert api_key() == (found and f"key-of-{found}")
+
+
+def test_a_file_that_others_may_read_has_the_key_and_a_broken_one_keeps_nothing(tmp_path, monkeypatch):
+    """In its usual place, where Python is stricter than the client."""
+    for name in ("NETRC", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, cfg = tmp_path / ".netrc", composed("train")
+    assert api_key() is None and why_not_kept(cfg) == "there is no key of W&B"
+    file.write_text(f"machine {FORGE}\n  login user\n  password its-key\n")
+    file.chmod(0o644)
+    assert api_key() == "its-key" and why_not_kept(cfg) is None
+    file.write_text("no netrc\n")
+    assert why_not_kept(cfg) == "the file with W&B's key (netrc) cannot be read"
 
 
 def test_the_server_is_the_one_of_the_clients_settings(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from ups.config.check import OPTIMIZER_KEYS, _leaves, check, window_keys
 from ups.config.compose import composed, plain
 from ups.config.rules import RULES
 from ups.errors import UserError
+from ups.runs.preflight import check_watchers
 from ups.runs.train import make_callbacks
 from ups.training.build import try_out
 from ups.training.identity import canonical, identity_of
@@ -130,6 +131,13 @@ def test_a_bid_is_for_an_interruptible_machine():
         check(composed("launch", ["vast.bid=0.1"]), "launch")
 
 
+@pytest.mark.parametrize("key", ["dry_run", "rehearse"])
+def test_what_would_not_be_dry_is_not_promised_to_be(key):
+    check(composed("launch", [f"vast.{key}=true"]), "launch")
+    with pytest.raises(UserError, match=rf"^vast\.{key}=true: vast\.action=reap does not heed it"):
+        check(composed("launch", [f"vast.{key}=true", "vast.action=reap"]), "launch")
+
+
 def test_every_number_of_the_config_has_a_rule():
     """So that a new key cannot be forgotten."""
     choices = [[choice] for choice in options_of("stage") + options_of("model")]
@@ -198,6 +206,18 @@ def test_what_cannot_be_built_is_named_by_its_place_in_the_config(overrides, mes
         try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
         make_callbacks(cfg, [], tmp_path)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("+callbacks.figures.foo=1", "callbacks.figures: got an unexpected keyword argument 'foo'"),
+    ("callbacks.upload._target_=ups.callbacks.upload.Up", "callbacks.upload._target_=ups.callbacks.upload.Up: there"),
+    ("+logger.wandb.colour=red", "logger.wandb: got an unexpected keyword argument 'colour'"),
+])  # fmt: skip
+def test_a_callback_or_logger_that_cannot_be_made_is_told_before_a_rental(override, message):
+    cfg = train_config(override, "logger=[wandb,csv,tensorboard]")
+    check(cfg)
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+        check_watchers(cfg)
 
 
 def test_a_file_that_a_network_cannot_read_is_refused_before_it_is_read(tmp_path):

@@ -37,7 +37,7 @@ COMPLETE = "Training complete - auto-shutdown in 10 seconds..."
 TRAIN = '''
 import json, os, signal, sys, time
 from pathlib import Path
-*overrides, run = sys.argv[1:]
+*overrides, store, run = sys.argv[1:]
 Path(run.partition("=")[2]).mkdir(exist_ok=True)
 starts = Path("../starts")
 with open(starts, "a") as file:
@@ -202,8 +202,7 @@ def test_trains_proves_and_destroys_itself(renter):
     number = renter.rent("mode", *AWKWARD)
     output = renter.gone(number)
     (arguments,) = map(json.loads, renter.file(number, "starts").read_text().splitlines())
-    assert tuple(arguments[:-1]) == ("mode", *AWKWARD)
-    assert arguments[-1] == f"hydra.run.dir={renter.file(number, 'run')}"
+    assert arguments == ["mode", *AWKWARD, "store=store", f"hydra.run.dir={renter.file(number, 'run')}"]
     assert renter.file(number, "proofs").read_text() == f"{renter.file(number, 'run')}\n"
     assert output.index("training, start 1") < output.index(COMPLETE)
     keys = {request.key for request in renter.server.sent(DESTROY)}
@@ -283,14 +282,18 @@ def test_a_private_repository_is_cloned_with_the_token_of_the_environment(renter
 
 
 def test_the_images_torch_stays(renter, tmp_path):
-    """And so do the tests' and the launcher's packages at home; here no such version exists, so asking would fail."""
+    """And so do the tests' and the launcher's packages at home; here no such version exists, so asking would fail.
+
+    What only begins like torch is asked for.
+    """
     folder = tmp_path / "wants"
     subprocess.run(["git", "clone", "-q", renter.source.url, str(folder)], check=True)
-    (folder / "requirements.txt").write_text("torch>=99\nvastai>=99\nruff>=99\nfilelock>=3\n")
+    needed = "torch-x; os_name == 'none'\nfilelock>=3\n"
+    (folder / "requirements.txt").write_text(f"torch>=99\nvastai>=99\nruff>=99\n{needed}")
     renter.server.environment["PATH"] = f"{Path(sys.executable).parent}:{renter.server.environment['PATH']}"
     number = renter.rent("mode", source=Source(str(folder), "main", commit(folder), None))
     assert COMPLETE in renter.gone(number) and "failed" not in renter.log(number)
-    assert renter.file(number, "need").read_text() == "filelock>=3\n"
+    assert renter.file(number, "need").read_text() == needed
 
 
 def test_packages_fail(renter, tmp_path):
@@ -518,13 +521,15 @@ def test_a_failure_after_a_finished_stage_keeps_that(stage, state, renter):
 
 
 def test_a_machine_whose_own_program_dies_is_kept_with_what_is_not_saved(renter):
-    number = renter.rent("mode", settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
-    renter.until(lambda: renter.file(number, "proofs").exists())
-    for process in renter.server.machine_of(number).processes():
-        if "ups.launch.instance" in process.cmdline():
-            process.kill()
-    renter.until(lambda: renter.server.sent(STOP))
-    assert not renter.server.sent(DESTROY) and "Training failed (137)" in renter.log(number)
+    trains, proves = renter.rent("hang"), renter.rent("mode", settings={"UPS_PAUSE": "1", "PROVES_AT": "99"})
+    for number, phase in ((trains, "starts"), (proves, "proofs")):
+        renter.until(renter.file(number, phase).exists)
+        for process in renter.server.machine_of(number).processes():
+            if "ups.launch.instance" in process.cmdline():
+                process.kill()
+        renter.until(lambda: renter.server.rows[number]["intended_status"] == "stopped")  # noqa: B023
+        assert "Training failed (137)" in renter.log(number)
+    assert not renter.server.sent(DESTROY)
 
 
 def test_without_wandb_nothing_is_proven(renter):

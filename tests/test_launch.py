@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from secrets import token_hex
 
 import pytest
@@ -23,8 +24,9 @@ from test_provision import rent_one
 
 from ups.config.check import check
 from ups.config.compose import composed
-from ups.errors import UserError
-from ups.launch.actions import follow, overlap
+from ups.errors import Interrupted, UserError
+from ups.launch import command
+from ups.launch.actions import follow, logs, overlap
 from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, new_label
 from ups.launch.rehearsal.local import interpreter
@@ -196,15 +198,18 @@ def test_everything_is_checked_before_a_cent_is_spent(overrides, message, launch
 
 def test_code_that_the_machine_would_lack_rents_nothing(launch, server, clone):
     """One's own may lie anywhere; a file that nothing imports is not missed."""
-    for name in ("own.py", "notes.py"):
-        (clone / name).write_text("from ups.models.unet import UNet as Net\n")
+    modules = {"own.py": "models.unet import UNet as Net", "watch.py": "callbacks.upload import Upload as Watch",
+               "notes.py": "models.unet import UNet"}  # fmt: skip
+    for name, imports in modules.items():
+        (clone / name).write_text(f"from ups.{imports}\n")
     try:
-        refused = launch(*LOSSY, "model=unet", "model._target_=own.Net")
+        watched = "+callbacks.watch._target_=watch.Watch"
+        refused = launch(*LOSSY, "model=unet", "model._target_=own.Net", watched)
         rents = launch(*LOSSY, "model=unet")
     finally:
-        for name in ("own.py", "notes.py"):
+        for name in modules:
             (clone / name).unlink()
-    assert "not committed: own.py; a rented machine trains what is pushed" in error_of(refused)
+    assert "not committed: own.py, watch.py; a rented machine trains what is pushed" in error_of(refused)
     assert rents.returncode == 0 and len(server.sent(CREATE)) == 1
 
 
@@ -222,16 +227,23 @@ def test_a_value_that_is_no_launchs(override, message):
         check(composed("launch", [override]), "launch")
 
 
-def passed(*overrides: str) -> list[str]:
+def set_hydra(*overrides: str, folder: str = "run") -> None:
+    """As in a call of launch_vast.py."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base=None):
-        HydraConfig.instance().set_config(compose("launch", list(overrides), return_hydra_config=True))
+        cfg = compose("launch", ["hydra.mode=RUN", *overrides], return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = folder
+    HydraConfig.instance().set_config(cfg)
+
+
+def passed(*overrides: str) -> list[str]:
+    set_hydra(*overrides)
     return passed_on()
 
 
 def test_what_is_passed_on_to_the_machine(monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
     here = ["vast.max_cost=1", "+auto_shutdown=true", "store=s", "cache=c", "hydra.run.dir=r", "hydra.sweep.dir=s",
-            "hydra.verbose=true", "hydra/job_logging=default", "hydra.mode=RUN"]  # fmt: skip
+            "hydra.verbose=true", "hydra/job_logging=default"]  # fmt: skip
     assert passed(*here, "seed=3", "~callbacks.figures") == ["seed=3", "~callbacks.figures"]
     more = "hydra.searchpath=[file://benchmarks/conf]"
     assert passed(more, "seed=3") == [more, "seed=3"]
@@ -391,6 +403,23 @@ def test_ctrl_c_after_the_machine_runs_leaves_it_running(launch, server):
     assert answer.returncode == 130 and "goes on without an onlooker" in answer.stderr and len(server.rows) == 1
 
 
+def test_ctrl_c_before_the_rental_is_announced_tells_of_it(rent, tmp_path, monkeypatch, capsys):
+    """The machine runs, and nobody has read its number yet."""
+
+    def rented(cfg):
+        rent()
+        raise Interrupted(signal.SIGINT, "SIGINT: stopped")
+
+    monkeypatch.setattr(command, "rented", rented)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    folder = str(tmp_path / "rentals")
+    set_hydra(folder=folder)
+    with pytest.raises(Interrupted):
+        command.launch(composed("launch", [f"vast.ledger={folder}"]), [])
+    (rental,) = Ledger(Path(folder)).rentals()
+    assert f"STILL BILLED: instance {rental.instance_id} is still there" in capsys.readouterr().err
+
+
 def killed_while_asking(launch, server) -> dict:
     """kill -9 in the middle of the request -> the instance that was made of it."""
     server.faults.append(Fault(CREATE, "hang", after=True))
@@ -442,10 +471,13 @@ def finished_text(answer) -> str:
 
 
 def test_status_logs_destroy(launch, rent, server, tmp_path):
+    server.last_id = 27_384_000  # as long as the service's are
     rent()
     (row,) = server.rows.values()
-    status = finished_text(launch("vast.action=status"))
-    assert str(row["id"]) in status and "running" in status and "stage=operator" in status and "0.95" in status
+    status = finished_text(launch("vast.action=status", COLUMNS="80"))
+    cells = [line.split("│")[1:-1] for line in status.splitlines() if line.startswith("│")]
+    whole = ["".join(part.strip() for part in column) for column in zip(*cells, strict=True)]
+    assert f" {row['id']} " in status and {"running", "stage=operator", "0.95"} < {*whole}
     machine = server.running[row["id"]] = Machine(tmp_path / "machine", "sh", {})
     (machine.folder / "output").write_text("a line\n")
     assert "a line" in finished_text(launch("vast.action=logs"))
@@ -471,6 +503,19 @@ def test_destroy_by_id_from_anywhere(launch, rent, server, tmp_path):
     assert "vast.instance=2 is not there" in error_of(launch("vast.action=destroy", "vast.instance=2"))
     finished_text(launch("vast.action=destroy", f"vast.instance={row['id']}"))
     assert set(server.rows) == {1}
+
+
+def test_logs_by_id_from_anywhere(rent, server, tmp_path, capsys):
+    number = rent().instance_id
+    machine = server.running[number] = Machine(tmp_path / "machine", "sh", {})
+    (machine.folder / "output").write_text("a line\n")
+    shutil.rmtree(tmp_path / "rentals")
+    show = lambda *more: logs(composed("launch", [f"vast.instance={number}", *more]).vast, Vast(0.02, 3),
+                              Ledger(tmp_path / "rentals"))  # fmt: skip
+    show()
+    assert "a line" in capsys.readouterr().out
+    with pytest.raises(UserError, match=f"^vast.instance={number} is not in .*rentals, so leave out vast.follow$"):
+        show("vast.follow=true")
 
 
 def test_status_with_another_key_loses_nothing(launch, rent, server):
@@ -508,7 +553,7 @@ def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, 
     rental.deadline = time.time() - 3600
     row, watch = server.rows[rental.instance_id], (Vast(0.02, 3), Ledger(tmp_path / "rentals"), rental, 0.05)
     row["uptime_mins"] = 16.0
-    with pytest.raises(UserError, match="past its deadline"):
+    with pytest.raises(UserError, match=f"past its deadline.*`vastai start instance {rental.instance_id}`"):
         follow(*watch)
     row["uptime_mins"] = 3.0
     threading.Timer(0.5, server._destroy, [rental.instance_id]).start()
@@ -568,7 +613,7 @@ def test_a_sweep_has_one_limit_for_all(launch, server):
 def test_a_rental_whose_file_cannot_be_written_is_in_the_sweeps_table(launch, server, tmp_path):
     (tmp_path / "sweep" / "0" / "launch.json").mkdir(parents=True)
     answer = launch("-m", *LOSSY, "seed=1", "hydra.sweep.dir=sweep")
-    assert re.search(r"^job 0 .*launch\.json: .*STILL BILLED", answer.stderr, re.MULTILINE)
+    assert re.search(r"^job 0 .*launch\.json.*STILL BILLED", answer.stderr, re.MULTILINE)
     (number,) = server.rows
     assert str(number) in answer.stdout[answer.stdout.index("Rented by this sweep") :]
 
@@ -605,6 +650,17 @@ def test_a_run_goes_to_an_entity_of_the_account_and_nowhere_else(team, code, lau
         assert created[0].body["env"]["WANDB_ENTITY"] == "us"
     else:
         assert "W&B's entity us " in error_of(answer) and "logger.wandb.entity=tester" in answer.stderr and not created
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"])
+def test_a_server_of_wandb_that_the_machine_cannot_reach_rents_nothing(url, monkeypatch):
+    """In the tests it can: there Vast's machines are this computer's too."""
+    for name in ("VAST_URL", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with pytest.raises(UserError, match=f"{re.escape(url)} is this computer's.* wandb login --host URL"):
+        command.job_of(composed("launch"))
 
 
 def test_a_key_that_wandb_refuses_rents_nothing(launch, server):

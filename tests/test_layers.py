@@ -18,7 +18,7 @@ LAYERS = {  # package -> the others that it may import, beside the base
     "wandb": (),
     "loggers": ("wandb",),
     "callbacks": ("loggers", "evaluation"),
-    "training": ("data", "stages", "callbacks"),
+    "training": ("data", "models", "stages", "callbacks"),
     "runs": ("data", "evaluation", "stages", "training", "callbacks", "loggers", "wandb"),
     "launch": ("wandb",),
 }
@@ -26,9 +26,11 @@ FILES = sorted((ROOT / "ups").rglob("*.py"))
 
 
 def imported(file: Path) -> set[str]:
-    """The names below `ups` that a file imports."""
+    """The names below `ups` that a file imports when it runs: not for its annotations alone."""
     modules = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node))]
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             modules |= {f"{node.module}.{alias.name}" if node.module == "ups" else node.module for alias in node.names}
         elif isinstance(node, ast.Import):

@@ -7,6 +7,7 @@ import pytest
 
 from ups.config.compose import composed
 from ups.errors import UserError
+from ups.launch.actions import status
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, State, deadline_of, new_label
 from ups.launch.provision import offers_for, rent
@@ -113,6 +114,23 @@ def test_a_bid_below_the_minimum_is_not_made(server, ledger):
     for each in server.offers[:3]:
         each["min_bid"] = 0.3
     assert rent_one(ledger, "vast.interruptible=true", "vast.bid=0.2").offer_id == 1003
+
+
+def test_why_no_offer_is_left_is_said_with_the_key_of_each_reason(server, ledger):
+    with pytest.raises(UserError, match=r"the 8 that fit .*: 8 above vast\.bid=0\.01: raise it, to 0\.15 at least; or"):
+        rent_one(ledger, "vast.interruptible=true", "vast.bid=0.01")
+    server.exits, server.offers = {100}, server.offers[:2]
+    server.offers[1]["dph_total"] = 0.9
+    with pytest.raises(UserError, match=r"the 2 that fit .*: 1 just tried; 1 too dear: raise vast\.max_price=0\.8"):
+        rent_one(ledger)
+    with pytest.raises(UserError, match=r"the 2 that fit .*: 1 of machines that failed .*vast\.ledger.*; 1 too dear"):
+        rent_one(ledger)
+
+
+def test_ones_own_machine_costs_nothing(server, ledger):
+    server.offers[5] |= {"dph_total": 0.0, "dph_base": 0.0, "inet_down_cost": 0.0}
+    rental = rent_one(ledger)
+    assert rental.offer_id == 1005 and rental.cost_limit == 0 and rental.deadline - rental.asked == 3 * 3600
 
 
 def test_an_interruptible_machine_gets_a_bid(server, ledger):
@@ -226,7 +244,7 @@ def test_a_machine_that_never_leaves_loading(server, ledger):
     rental = rent_one(ledger)
     assert rental.machine_id == 101 and only_instance(server)["id"] == rental.instance_id
     failed, _ = ledger.rentals()
-    assert failed.state == State.DESTROYED and "still loading" in failed.machine_failed
+    assert failed.state == State.DESTROYED and "still loading after 0.01 minutes" in failed.machine_failed
     # A later run does not take it again, until a week is over.
     server.offers[1]["rentable"] = True
     assert rent_one(ledger).machine_id != 100
@@ -234,6 +252,13 @@ def test_a_machine_that_never_leaves_loading(server, ledger):
     ledger.save(failed)
     server.stays_loading.clear()
     assert rent_one(ledger).machine_id == 100
+
+
+def test_a_machine_that_is_loading_at_its_deadline(server, ledger):
+    server.stays_loading = {100}
+    with pytest.raises(UserError, match=r"100 was still loading after 0\.00\d+ minutes"):
+        rent_one(ledger, "vast.loading_minutes=0.2", "vast.max_hours=1e-4", "vast.min_hours=0", "vast.max_tries=1")
+    assert not server.rows
 
 
 def test_a_machine_that_exits(server, ledger):
@@ -269,6 +294,9 @@ def test_what_a_rental_has_cost_includes_its_traffic(server, ledger):
     assert rental.is_open and rental.cost == pytest.approx(2 * rental.price_per_hour + 0.2, rel=1e-3)
     ledger.end(rental, State.DESTROYED)
     assert rental.cost == pytest.approx(rental.price_per_hour + 0.2, rel=1e-3)
+    rental.ended = rental.asked + 600
+    ledger.end(rental, State.DESTROYED)  # again, to be sure
+    assert rental.cost == pytest.approx(rental.price_per_hour / 6 + 0.2, rel=1e-3)
 
 
 def test_failed_tries_are_paid_of_the_same_money(server, ledger):
@@ -326,6 +354,18 @@ def test_a_list_of_several_pages_is_read_to_its_end(server, ledger):
     for number, label in enumerate(labels):
         vast.create(1000 + number, image="i", disk=10, label=label, onstart_cmd="", env={})
     assert sorted(row["label"] for row in vast.instances("ups-until-")) == sorted(labels)
+
+
+@pytest.mark.parametrize("answer", [{"success": False}, {"success": False, "instances": None}])
+def test_a_list_that_is_not_given_is_not_an_empty_one(answer, server, ledger):
+    """Else one such answer would write off what is still billed, and some would rent a second machine beside it."""
+    server.faults += [Fault(CREATE, (504, {}), after=True), Fault("GET /api/v1/instances/", (200, answer), times=3)]
+    rental = rent_one(ledger)
+    assert only_instance(server)["id"] == rental.instance_id and len(server.sent(CREATE)) == 1
+    server.faults.append(Fault("GET /api/v1/instances/", (200, answer), times=5))
+    with pytest.raises(UserError, match="no usable answer"):
+        status(settings(), Vast(0.01, 3), ledger)
+    assert [each.is_open for each in ledger.rentals()] == [True]
 
 
 def test_the_stand_in_gives_no_number_twice(server):

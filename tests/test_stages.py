@@ -13,6 +13,7 @@ from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb
 from ups.data.batches import batch_at
 from ups.data.symmetries import galilean, rolled
 from ups.errors import UserError
+from ups.models.step import called_networks
 from ups.stages import operator as stages_operator
 from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midpoint_step
 from ups.stages.diffusion_residual import DiffusionResidual
@@ -22,7 +23,7 @@ from ups.stages.stage import relative_l2
 from ups.training.build import build_chain
 from ups.training.identity import identity_of
 from ups.training.loop import train
-from ups.training.runtime import called_networks, check_compiler, compile_each
+from ups.training.runtime import check_compiler, compile_each
 
 
 def test_an_exact_prediction_has_a_finite_gradient():

@@ -1,11 +1,13 @@
 """Whatever becomes of W&B, its client or its disk: a training goes on, has every row, ends soon, and says it once."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from pathlib import Path
 
 import psutil
@@ -72,13 +74,23 @@ def test_a_training_goes_on_without_the_tracker_it_lost(fault, start):
         machine, training = start(server, f"budget.operator={STEPS}", "logger.wandb.finish_timeout=1")
         break_it(fault, training, server)
         error = training.communicate(timeout=30)[1]
+        server.down = False
+        if fault == "down":
+            type_what_was_told(error, machine, server)
     assert training.returncode == 0, error
     one_warning(error, "failed at log" if fault == "killed" else "failed at finish (no answer in 1 s)")
     steps = steps_of(machine.rows())
+    assert fault != "down" or [steps_of(run.rows) for run in server.runs.values()] == [steps]
     assert steps == [1, *range(2, STEPS + 1, 2)]
     on_disk = tracked(machine)
     assert on_disk == steps[: len(on_disk)] and len(on_disk) >= ROWS
     assert fault != "down" or on_disk == steps
+
+
+def type_what_was_told(error: str, machine: Machine, server: WandbServer) -> None:
+    *words, files = re.search("`(wandb sync .*)`", error)[1].split()
+    uploading = machine.start(server, "-m", *words, *glob(files))
+    assert uploading.wait(30) == 0, uploading.communicate()
 
 
 @pytest.mark.parametrize(("fault", "number"), [("silent", signal.SIGTERM), ("stopped", signal.SIGINT)])

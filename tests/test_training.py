@@ -25,6 +25,7 @@ from ups.callbacks.checkpoint import Checkpoint
 from ups.data.batches import batch_at
 from ups.errors import Interrupted, UserError
 from ups.files import read_json, write_json
+from ups.models.step import called_networks
 from ups.runs.replay import batch_of, replay
 from ups.tensors import Damaged, read_tensors, write_tensors
 from ups.training.build import build_chain, settings_of
@@ -35,7 +36,7 @@ from ups.training.nonfinite import write_reproduction
 from ups.training.obtain import is_repeatable, obtain, train_stage
 from ups.training.optimizer import Average, learning_rate
 from ups.training.plan import make_plan
-from ups.training.runtime import called_networks, choose_threads, set_up
+from ups.training.runtime import choose_threads, set_up
 from ups.training.state import State, read_state, write_state
 from ups.training.store import Entry
 

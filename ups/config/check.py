@@ -87,6 +87,9 @@ def _check_pairs(cfg: DictConfig) -> None:
         raise UserError(f"vast.max_hours={vast.max_hours}: less than vast.min_hours={vast.min_hours}; lower that too")
     if vast is not None and vast.bid is not None and not vast.interruptible:
         raise UserError(f"vast.bid={vast.bid}: only an interruptible machine is bid for, set vast.interruptible=true")
+    for key in ("dry_run", "rehearse"):
+        if vast is not None and vast[key] and vast.action != "launch":
+            raise UserError(f"vast.{key}=true: vast.action={vast.action} does not heed it, leave it out")
     dataset = cfg.get("dataset")
     if dataset is None or "frames" not in dataset:
         return

@@ -14,15 +14,15 @@ from ups.launch.provision import destroy_command, still_billed
 from ups.launch.vast_api import Vast
 
 LOG_LINES = 200
-HOW_TO_SAVE = "If it is stopped, its disk may hold the only copy of its results: `vastai start instance ID` saves them"
 SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
 
 
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     rows = {row["id"]: row for row in refreshed(vast, ledger)}
-    summary = Table(title="Rented from here", title_justify="left")
-    for column in ("instance", "GPU", "state", "hours", "$ so far", "$ at most", "deadline", "commit", "overrides"):
-        summary.add_column(column)
+    summary = table_of_rentals(
+        "Rented from here",
+        "instance", "GPU", "state", "hours", "$ so far", "$ at most", "deadline", "commit", "overrides",
+    )  # fmt: skip
     for rental in ledger.rentals():
         if rental.state == State.NOT_RENTED:
             continue
@@ -39,6 +39,14 @@ def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
             screen.print(f"instance {row['id']} ({row['label']}) is not in {ledger.folder}: see vast.action=reap")
         elif (deadline_of(row["label"]) or 0) < time.time() and not may_be_saving(row):
             screen.print(f"instance {row['id']} is past its deadline: see vast.action=reap")
+
+
+def table_of_rentals(title: str, *columns: str) -> Table:
+    """On a narrow screen nothing in it is cut, and an instance's id, which other commands want, is in one piece."""
+    summary = Table(title=title, title_justify="left")
+    for column in columns:
+        summary.add_column(column, min_width=10 if column == "instance" else None, overflow="fold")
+    return summary
 
 
 def refreshed(vast: Vast, ledger: Ledger) -> list[dict]:
@@ -67,10 +75,13 @@ def may_be_saving(row: dict) -> bool:
 
 
 def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
-    rental = chosen(settings, ledger)
-    if settings.follow:
-        return follow(vast, ledger, rental, settings.poll_seconds)
-    return screen.print(vast.logs(rental.instance_id, LOG_LINES))
+    row = chosen(settings, vast, ledger)
+    if not settings.follow:
+        return screen.print(vast.logs(row["id"], LOG_LINES))
+    rental = next((rental for rental in ledger.rentals() if rental.label == row["label"]), None)
+    if rental is None:
+        raise UserError(f"vast.instance={row['id']} is not in {ledger.folder}, so leave out vast.follow")
+    return follow(vast, ledger, rental, settings.poll_seconds)
 
 
 def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
@@ -83,7 +94,7 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
                 screen.print(line)
             lines = latest or lines
             if time.time() > rental.deadline + SECONDS_OVER and not may_be_saving(row):
-                raise UserError(f"past its deadline. {HOW_TO_SAVE}")
+                raise UserError(f"past its deadline. {how_to_save(rental.instance_id)}")
             time.sleep(seconds)
     except Interrupted as interruption:
         goes_on = f"instance {rental.instance_id} goes on without an onlooker"
@@ -103,15 +114,7 @@ def overlap(seen: list[str], lines: list[str]) -> int:
 
 
 def destroy(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
-    """By id any instance of this project, whether or not the ledger has it; else the only open one."""
-    if settings.instance is not None and settings.instance not in {each.instance_id for each in ledger.rentals()}:
-        row = vast.show(settings.instance)
-        if row is None or not (row.get("label") or "").startswith(PREFIX):
-            there = "is not there" if row is None else f"has the label {row.get('label')}"
-            raise UserError(f"vast.instance={settings.instance} {there}: only {PREFIX}* are this project's")
-        return destroy_all(vast, ledger, [row])
-    rental = chosen(settings, ledger)
-    return destroy_all(vast, ledger, [{"id": rental.instance_id, "label": rental.label}])
+    destroy_all(vast, ledger, [chosen(settings, vast, ledger)])
 
 
 def reap(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
@@ -130,7 +133,7 @@ def reap(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
         state, price = row.get("actual_status"), f"${row['dph_total']:.3f}/h"
         screen.print(f"instance {row['id']}  {row['label']}  {state}  {price}  {why}")
         if row.get("intended_status") == "stopped":
-            screen.print(f"  left: {HOW_TO_SAVE.replace('ID', str(row['id']))}; {destroy_command(row['id'])} ends it")
+            screen.print(f"  left: {how_to_save(row['id'])}; {destroy_command(row['id'])} ends it")
         elif hours <= 0 and may_be_saving(row):
             screen.print(f"  left: it was started {row['uptime_mins']:.0f} minutes ago and may be saving its results")
         else:
@@ -168,14 +171,23 @@ def confirmed(question: str) -> bool:
         return False
 
 
-def chosen(settings: DictConfig, ledger: Ledger) -> Rental:
-    """The rental of `vast.instance`, or the only open one."""
-    rentals = [rental for rental in ledger.rentals() if rental.instance_id is not None]
-    if settings.instance is not None:
-        rentals = [rental for rental in rentals if rental.instance_id == settings.instance]
-    else:
-        rentals = [rental for rental in rentals if rental.is_open]
-    if len(rentals) != 1:
-        open_ones = ", ".join(str(rental.instance_id) for rental in rentals) or "none"
-        raise UserError(f"vast.instance={settings.instance}: {open_ones} in {ledger.folder}; give vast.instance=ID")
-    return rentals[0]
+def chosen(settings: DictConfig, vast: Vast, ledger: Ledger) -> dict:
+    """`id` and `label` of vast.instance, whether or not the ledger has it; else of the only open one there."""
+    number = settings.instance
+    known = [rental for rental in ledger.rentals() if rental.instance_id is not None]
+    fitting = [rental for rental in known if (rental.is_open if number is None else rental.instance_id == number)]
+    if len(fitting) == 1:
+        return {"id": fitting[0].instance_id, "label": fitting[0].label}
+    if number is None:
+        open_ones = ", ".join(str(rental.instance_id) for rental in fitting) or "none"
+        raise UserError(f"vast.instance=None: {open_ones} in {ledger.folder}; give vast.instance=ID")
+    row = vast.show(number)
+    if row is None or not (row.get("label") or "").startswith(PREFIX):
+        there = "is not there" if row is None else f"has the label {row.get('label')}"
+        raise UserError(f"vast.instance={number} {there}: only {PREFIX}* are this project's")
+    return row
+
+
+def how_to_save(instance_id: int) -> str:
+    start = f"`vastai start instance {instance_id}`"
+    return f"If it is stopped, its disk may hold the only copy of its results: {start} saves them"

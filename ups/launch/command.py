@@ -8,17 +8,17 @@ import sys
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.table import Table
 
 from ups.config.check import check
-from ups.console import screen
+from ups.console import console, screen
 from ups.errors import UserError, first_line
 from ups.files import write, write_json
-from ups.launch.actions import destroy, follow, logs, reap, status
+from ups.launch.actions import destroy, follow, logs, reap, status, table_of_rentals
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, Rental
 from ups.launch.offers import Offer, reason, table
@@ -69,6 +69,8 @@ def launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
         raise
     finally:  # by the ledger, which knows it whatever came after the rental
         outcome.rental = still_open(ledger, Path(HydraConfig.get().runtime.output_dir))
+        if outcome.rental and outcome.error and "STILL BILLED" not in outcome.error and not cfg.vast.rehearse:
+            console.print(still_billed(outcome.rental))
     if rental and cfg.vast.follow:
         follow(Vast(cfg.vast.pause, cfg.vast.request_timeout), ledger, rental, cfg.vast.poll_seconds)
 
@@ -97,11 +99,11 @@ def rented(cfg: DictConfig) -> Rental | None:
         show_plan(job, offers, settings, folder)
         return None
     rental = rent(vast, job, settings, ledger, money, folder, offers)
-    announce(rental, job, hints=not settings.rehearse)  # before what may fail: it is being billed
     try:
+        announce(rental, job, hints=not settings.rehearse)
         write_json(folder / "launch.json", asdict(rental))
     except OSError as error:  # the advice of other faults, to start again, would rent a second machine
-        raise UserError(f"{folder / 'launch.json'}: {first_line(error)}. {still_billed(rental)}") from error
+        raise UserError(f"{first_line(error)}. {still_billed(rental)}") from error
     return rental
 
 
@@ -125,6 +127,11 @@ def job_of(cfg: DictConfig) -> Job:
             f"{keeps_nothing}, so the deadline would destroy the only copy of the results: use logger=wandb and "
             "`wandb login` (or export WANDB_API_KEY), or set vast.allow_loss=true"
         )
+    if not keeps_nothing and is_here(server()) and not is_here(os.environ.get("VAST_URL", "")):
+        raise UserError(
+            f"W&B's server {server()} is this computer's, which a rented machine cannot reach: wandb login --host URL "
+            "(or export WANDB_BASE_URL=URL) of one that it can"
+        )
     source = pushed_source(ROOT, os.environ.get("GIT_TOKEN"), local=cfg.vast.rehearse)
     if source.token:
         secrets["GIT_TOKEN"] = source.token
@@ -145,6 +152,12 @@ def environment_of(cfg: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
         settings |= {name: os.environ.get(name) for name in ("WANDB_ENTITY", "WANDB_MODE")}
         settings["WANDB_BASE_URL"], secrets["WANDB_API_KEY"] = server(), api_key()
     return tuple({name: value for name, value in each.items() if value} for each in (settings, secrets))
+
+
+def is_here(url: str) -> bool:
+    """Whether it is an address of this computer, which on another one is that other's."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1", "0.0.0.0") or host.startswith("127.")
 
 
 def answering_project(cfg: DictConfig) -> tuple[str, str]:
@@ -232,9 +245,7 @@ def announce(rental: Rental, job: Job, hints: bool) -> None:
 
 def print_sweep(outcomes: list[Outcome]) -> None:
     """What all jobs of a sweep came to."""
-    summary = Table(title="Rented by this sweep", title_justify="left")
-    for column in ("overrides", "instance", "GPU", "$ at most", "deadline", "error"):
-        summary.add_column(column)
+    summary = table_of_rentals("Rented by this sweep", "overrides", "instance", "GPU", "$ at most", "deadline", "error")
     for outcome in outcomes:
         rental = outcome.rental
         cells = ("", "", "", "") if rental is None else (

@@ -19,19 +19,22 @@ SECONDS_TO_STOP = 150  # of those, from the signal to the kill: a step, a valida
 SECONDS_TO_PROVE = 120  # for the first proof; each later one gets as much more
 PROOFS = 6  # where the results need not be kept at any price
 OUT_OF_TIME = 124
-STORE = Path("store")  # train.py's own; onstart.sh starts this in the repo
+STORE = Path("store")  # onstart.sh starts this in the repo
 
 
 def main(folder: Path, overrides: list[str]) -> int:
-    # While this file is there the deadline stops the machine instead of destroying it. It holds what train.py came to.
-    unsaved = folder / "unsaved"
+    # While `unsaved` is there the machine is stopped instead of destroyed; it holds what train.py came to. While `busy`
+    # is there, so it is if this program dies, but not at the deadline: long before that a training is stopped.
+    unsaved, busy = folder / "unsaved", folder / "busy"
     wanted = os.environ.get("UPS_PROVE")
+    if wanted == "insist":
+        write(busy, "")
     ended = read(unsaved)
     code = train(folder, overrides, float(os.environ["UPS_DEADLINE"])) if ended is None else ended
     if not wanted:
         return code
     if wanted == "insist":
-        write(unsaved, code)
+        write(unsaved, str(code))
     # What a failure left of an unfinished stage is not worth the rest of the rental; a finished stage is.
     gives_up = wanted == "try" or (code not in (0, OUT_OF_TIME) and not any(STORE.glob("*/weights.safetensors")))
     pause = 2 * float(os.environ.get("UPS_PAUSE", 4))
@@ -42,7 +45,8 @@ def main(folder: Path, overrides: list[str]) -> int:
             break
         time.sleep(min(pause * 2 ** (proof - 1), 300))
         proof += 1
-    unsaved.unlink(missing_ok=True)
+    for file in (unsaved, busy):
+        file.unlink(missing_ok=True)
     return code
 
 
@@ -51,10 +55,10 @@ def read(file: Path) -> int | None:
     return int(text) if text else None
 
 
-def write(file: Path, code: int) -> None:
+def write(file: Path, text: str) -> None:
     """Not at any price: a full disk ends the proof too, not the rest."""
     try:
-        file.write_text(str(code))
+        file.write_text(text)
     except OSError as error:
         say(f"{file}: {error}")
 
@@ -63,7 +67,8 @@ def train(folder: Path, overrides: list[str], deadline: float) -> int:
     """The exit code of train.py, OUT_OF_TIME if it had to be stopped."""
     gpus = os.environ.get("UPS_GPUS", "1")
     torchrun = [] if gpus == "1" else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", gpus]
-    command = [sys.executable, *torchrun, "train.py", *overrides, f"hydra.run.dir={folder / 'run'}"]
+    places = [f"store={STORE}", f"hydra.run.dir={folder / 'run'}"]  # whatever a preset says
+    command = [sys.executable, *torchrun, "train.py", *overrides, *places]
     code = OUT_OF_TIME
     for start in range(1, STARTS + 1):
         left = deadline - time.time()

@@ -101,7 +101,9 @@ class Ledger:
         return {rental.machine_id for rental in self.rentals() if rental.machine_failed and rental.asked > since}
 
     def end(self, rental: Rental, state: State, note: str | None = None) -> None:
-        rental.state, rental.ended = state, time.time()
+        """Now, unless it was destroyed before: to destroy it once more changes nothing, and so no cost."""
+        if rental.state != State.DESTROYED:
+            rental.state, rental.ended = state, time.time()
         if note:
             rental.notes.append(note)
         self.save(rental)

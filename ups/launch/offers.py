@@ -1,5 +1,6 @@
 """Which machine, and until when: the config's filters as a search, and the money's limits as one deadline."""
 
+import math
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -56,10 +57,15 @@ def query(wanted: DictConfig, hours: float, disk: float, interruptible: bool) ->
 
 def rank(rows: list[dict], settings: DictConfig, money: float, shunned: set[int]) -> list[Offer]:
     """What may be rented, the cheapest for `vast.max_hours` first. `money`: dollars this run may still cost."""
-    outbids = lambda row: not (settings.interruptible and settings.bid) or settings.bid >= row["min_bid"]
-    offers = [offer_of(row, settings, money) for row in rows if row["machine_id"] not in shunned and outbids(row)]
+    possible = [row for row in rows if row["machine_id"] not in shunned and not is_outbid(row, settings)]
+    offers = [offer_of(row, settings, money) for row in possible]
     affordable = [offer for offer in offers if offer.price <= settings.max_price and offer.hours >= settings.min_hours]
     return sorted(affordable, key=lambda offer: offer.price * settings.max_hours + offer.traffic)
+
+
+def is_outbid(row: dict, settings: DictConfig) -> bool:
+    """Whether the machine is not to be had for `vast.bid`."""
+    return bool(settings.interruptible and settings.bid) and settings.bid < row["min_bid"]
 
 
 def offer_of(row: dict, settings: DictConfig, money: float) -> Offer:
@@ -72,20 +78,27 @@ def offer_of(row: dict, settings: DictConfig, money: float) -> Offer:
         id=row["id"], machine_id=row["machine_id"], gpu=f"{row['num_gpus']}x {row['gpu_name']}",
         memory=row["gpu_ram"] / 1000, place=row.get("geolocation") or "?", reliability=row.get("reliability2") or
         row.get("reliability") or 0.0, price=price, bid=bid, traffic=traffic,
-        hours=min(settings.max_hours, max(money - traffic, 0.0) / price),
+        hours=min(settings.max_hours, max(money - traffic, 0.0) / price if price else math.inf),  # one's own is free
     )  # fmt: skip
 
 
-def no_offer(found: int, settings: DictConfig, money: float, shunned: int) -> UserError:
-    """Why there is nothing to rent."""
-    if not found:
-        keys = "vast.offer.* (gpu, gpu_memory, reliability, cuda, region), vast.disk or vast.max_hours"
-        return UserError(f"no offer fits: loosen {keys}")
-    return UserError(
-        f"{found} offers fit vast.offer, none the money: raise vast.max_price={settings.max_price}, or vast.max_cost "
-        f"and vast.max_total_cost (${money:.2f} are left), or lower vast.min_hours={settings.min_hours}"
-        + (f"; {shunned} machines that failed before are left out (see vast.ledger)" if shunned else "")
-    )
+def no_offer(rows: list[dict], settings: DictConfig, money: float, shunned: set[int], taken: set[int]) -> UserError:
+    """Why there is nothing to rent among what was found. `taken`: the offers that were tried."""
+    keys = "vast.offer.* (gpu, gpu_memory, reliability, cuda, region), vast.disk or vast.max_hours"
+    if not rows:
+        return UserError(f"no {'other ' if taken else ''}offer fits: loosen {keys}")
+    untried = [row for row in rows if row["id"] not in taken]
+    whole = [row for row in untried if row["machine_id"] not in shunned]
+    outbid = [row["min_bid"] for row in whole if is_outbid(row, settings)]
+    reasons = {
+        "just tried": len(rows) - len(untried),
+        f"of machines that failed in the last week (see vast.ledger={settings.ledger})": len(untried) - len(whole),
+        f"above vast.bid={settings.bid}: raise it, to {min(outbid, default=0):g} at least": len(outbid),
+        f"too dear: raise vast.max_price={settings.max_price}, or vast.max_cost and vast.max_total_cost (${money:.2f} "
+        f"are left), or lower vast.min_hours={settings.min_hours}": len(whole) - len(outbid),
+    }
+    told = "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    return UserError(f"no offer is left of the {len(rows)} that fit vast.offer: {told}; or loosen {keys}")
 
 
 def table(offers: list[Offer]) -> Table:

@@ -15,7 +15,7 @@ say() { echo "ups $(date -u +%T) $*"; }
 
 # Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone. A 404
 # alone is no proof: a bad key answers it too, but so may the key of an instance that is gone. Every sixth try is a stop,
-# which at least ends the GPU's bill. While the file of its second argument is there, the disk holds results that are
+# which at least ends the GPU's bill. While a file of its further arguments is there, the disk holds results that are
 # saved nowhere else: stopped, not destroyed; a start then saves them, and ends it.
 END='
 import json, os, sys, time, urllib.request as web
@@ -37,7 +37,7 @@ for k in "ID", "API_KEY":
 while time.time() < float(sys.argv[1]): time.sleep(1)
 while 1:
   n += 1
-  keep = os.path.exists(sys.argv[2])
+  keep = any(map(os.path.exists, sys.argv[2:]))
   stop = keep or n % 6 == 0
   a = call("PUT", b"{\"state\":\"stopped\"}") if stop else call("DELETE", b"{}")
   time.sleep(p)
@@ -59,13 +59,13 @@ clone() {
   command -v git >/dev/null || { apt-get -qq update && apt-get -qq install -y git; } || return
   rm -rf new && git init -q new || return
   # shellcheck disable=SC2016 # git's own shell reads the token, from the environment
-  set -- -C new -c credential.helper='!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f'
-  git "$@" fetch -q "$UPS_REPO" "$UPS_COMMIT" || git "$@" fetch -q "$UPS_REPO" "$UPS_BRANCH"
+  set -- -C new -c credential.helper='!f() { echo username=git; echo "password=$GIT_TOKEN"; }; f' fetch -q "$UPS_REPO"
+  git "$@" "$UPS_COMMIT" || git "$@" "$UPS_BRANCH"
   git -C new checkout -q "$UPS_COMMIT" && mv new repo
 }
-# The image's torch stays; what only the launcher and the tests need is left out, by the beginnings of the names.
+# The image's torch stays. What only the launcher and the tests need is left out, by the beginnings of the names.
 install() {
-  python3 -c 'import torch' 2>/dev/null && t='|torch'
+  python3 -c 'import torch' 2>/dev/null && t='|torch[^-._[:alnum:]]'
   grep -vE "^(vastai|pytest|hypo|ruff|shell$t)" repo/requirements.txt >need && python3 -m pip install -q -r need
 }
 # A full disk may end the log; all the rest goes on without it.
@@ -83,13 +83,13 @@ main() {
   [ "$UPS_SHUTDOWN" ] || { say "Training $end - kept until the deadline"; return; }
   say "Training $end - auto-shutdown in 10 seconds..."
   sleep $((P*5/2))
-  python3 -c "$END" 0 "$W/unsaved"
+  python3 -c "$END" 0 unsaved busy
 }
 # The dead-man timer, in a session of its own: it outlives this script. A machine that is started after its deadline
 # with a run that is not saved has a quarter of an hour for that; one that has no folder to work in ends now. Without
 # python3 nothing here can end the bill.
 # shellcheck disable=SC2086 # $L is one word or none
-{ command -v python3 || say "STILL BILLED: no python3"; } | tee $L
+{ python3 -V || say "STILL BILLED: no python3"; } | tee $L
 [ ! -e "$W/run" ] || [ -e "$W/saved" ] || [ "$T" -ge $((N = $(date +%s) + 900)) ] || T=$N
 mkdir -p "$W" || [ -z "$UPS_SHUTDOWN" ] || T=0
 # shellcheck disable=SC2086

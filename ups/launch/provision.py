@@ -27,10 +27,9 @@ def offers_for(vast: Vast, settings: DictConfig, money: float, shunned: set[int]
     """The best first, at least one."""
     wanted = query(settings.offer, settings.max_hours, settings.disk, settings.interruptible)
     rows = vast.search(wanted, settings.interruptible, settings.disk)
-    rows = [row for row in rows if row["id"] not in taken]
-    offers = rank(rows, settings, money, shunned)
+    offers = rank([row for row in rows if row["id"] not in taken], settings, money, shunned)
     if not offers:
-        raise no_offer(len(rows), settings, money, len(shunned))
+        raise no_offer(rows, settings, money, shunned, taken)
     return offers
 
 
@@ -127,7 +126,8 @@ def find(vast: Vast, label: str) -> int | None:
 
 def wait_until_running(vast: Vast, settings: DictConfig, rental: Rental) -> None:
     """Raises `MachineFailed`, or `UserError` if Vast did not take the script whole."""
-    limit = time.monotonic() + settings.loading_minutes * 60
+    minutes = min(settings.loading_minutes, max(rental.deadline - time.time(), 0) / 60)
+    limit = time.monotonic() + minutes * 60
     while True:
         row = vast.show(rental.instance_id)
         if row is None:
@@ -140,7 +140,7 @@ def wait_until_running(vast: Vast, settings: DictConfig, rental: Rental) -> None
         if status in DEAD:
             raise MachineFailed(f"is {status}")
         if time.monotonic() > limit:
-            raise MachineFailed(f"was still {status or 'being created'} after {settings.loading_minutes:g} minutes")
+            raise MachineFailed(f"was still {status or 'being created'} after {minutes:.3g} minutes")
         time.sleep(settings.poll_seconds)
 
 

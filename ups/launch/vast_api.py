@@ -15,6 +15,7 @@ from ups.errors import UserError, first_line
 
 STRANGE = (ValueError, LookupError, TypeError, AttributeError)  # raised by the SDK for an answer in an unknown shape
 TRIES = 5  # of a request that may be repeated
+PAGE = 25  # instances
 
 
 class NotRented(Exception):
@@ -90,8 +91,20 @@ class Vast:
 
     def instances(self, prefix: str) -> list[dict]:
         """All whose label starts with `prefix`."""
-        rows = self._repeat(self.sdk.show_instances)
-        return [row for row in rows if (row.get("label") or "").startswith(prefix)]
+        belongs = lambda row: (row.get("label") or "").startswith(prefix)
+        return self._repeat(lambda: [row for row in self._all_instances() if belongs(row)])
+
+    def _all_instances(self) -> list[dict]:
+        """Page by page. To the SDK's own list an answer that holds none is an empty one, and so a bill is ended."""
+        rows, query = [], {"order_by": [{"col": "id", "dir": "asc"}], "limit": PAGE}
+        while True:
+            answer = self.sdk.show_instances_v1(query)
+            if not isinstance(answer["instances"], list):
+                raise TypeError("the answer holds no list of instances")
+            rows += answer["instances"]
+            if not answer.get("next_token"):
+                return rows
+            query["after_token"] = answer["next_token"]
 
     def destroy(self, instance_id: int) -> bool:
         """True only if a read after it shows that the instance is gone."""

@@ -175,7 +175,7 @@ class WandbLogger(Logger):
             self.given_up = True
         console.print(
             f"warning: wandb failed at {what} ({reason}); the training does without it, and metrics.csv has every "
-            f"row. Upload what it wrote to disk with `wandb sync {self.folder}/wandb/*run-*`."
+            f"row. Upload what it wrote to disk with `wandb sync --include-online {self.folder}/wandb/*run-*`."
         )
         self._end_client()
 

@@ -1,6 +1,6 @@
 """The operator's interface to its stage: a function from one frame to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,3 +33,12 @@ class Step(nn.Module):
         """The same step. A model without an inner state has the field itself."""
         unchanged = lambda field: field
         return OpenedStep(u, self(u, nu, time_step), unchanged, unchanged, unchanged)
+
+
+def called_networks(network: nn.Module) -> Iterator[nn.Module]:
+    """Those whose `forward` runs in a loss: not a `Step`'s, which is opened, nor that of a mere container."""
+    if isinstance(network, Step) or type(network).forward is nn.Module.forward:
+        for child in network.children():
+            yield from called_networks(child)
+    else:
+        yield network

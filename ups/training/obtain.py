@@ -13,6 +13,7 @@ from ups.data.batches import batch_at
 from ups.data.trajectories import Splits
 from ups.files import locked
 from ups.machine import processes
+from ups.models.step import called_networks
 from ups.provenance import provenance
 from ups.training.build import build_stage, check_data, key_of, settings_of
 from ups.training.distributed import by_first, first_ahead
@@ -20,7 +21,7 @@ from ups.training.levers import building, evaluating, stepping
 from ups.training.load import Obtained, load
 from ups.training.loop import Training, train
 from ups.training.plan import Planned
-from ups.training.runtime import Runtime, called_networks, choose_threads, compile_each, max_threads
+from ups.training.runtime import Runtime, choose_threads, compile_each, max_threads
 from ups.training.state import State
 from ups.training.store import Entry
 

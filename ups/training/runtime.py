@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from ups.errors import UserError
 from ups.machine import cores, local_processes, local_rank, processes
-from ups.models.step import Step
 from ups.signals import stop_after
 from ups.training.distributed import by_first
 
@@ -91,15 +90,6 @@ def compile_each(networks: Iterable[nn.Module], backend: str = "inductor") -> No
     dynamo.cache_size_limit = max(dynamo.cache_size_limit, VARIANTS * len(networks))
     for network in networks:
         network.compile(backend=backend)
-
-
-def called_networks(network: nn.Module) -> Iterator[nn.Module]:
-    """Those whose `forward` runs in a stage's loss: not a `Step`'s, which is opened, nor that of a mere container."""
-    if isinstance(network, Step) or type(network).forward is nn.Module.forward:
-        for child in network.children():
-            yield from called_networks(child)
-    else:
-        yield network
 
 
 def check_compiler() -> None:

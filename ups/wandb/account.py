@@ -22,7 +22,8 @@ def api_key() -> str | None:
     if os.environ.get("WANDB_API_KEY"):
         return os.environ["WANDB_API_KEY"]
     try:
-        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+        # By its path, as the client does: so Python does not ask who else may read it.
+        hosts = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).hosts
     except FileNotFoundError:
         return None
     except (OSError, netrc.NetrcParseError):
@@ -53,7 +54,10 @@ def why_not_kept(cfg: DictConfig) -> str | None:
         return "logger.wandb.checkpoints=false"
     if os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
         return f"WANDB_MODE={os.environ['WANDB_MODE']}"
-    return None if api_key() is not None else "there is no key of W&B"
+    key = api_key()
+    if key == "":
+        return "the file with W&B's key (netrc) cannot be read"
+    return "there is no key of W&B" if key is None else None
 
 
 def project_path(api, project: str, entity: str | None) -> str:
