@@ -49,7 +49,8 @@ def main() -> None:
 
     fields = Trajectories(torch.randn(64, 41, cfg.dataset.points), torch.full((64,), 0.001), 0.05)
     model = build(cfg.model, "model", partial=True)
-    stage = Operator(model, None, cfg.stage.unroll, cfg.stage.round_trip, list(cfg.stage.input_noise))
+    node = cfg.stage
+    stage = Operator(model, None, node.unroll, node.round_trip, list(node.input_noise), node.error_floor)
     settings = LoopSettings(
         "operator", 10**6, cfg.stage.batch_size, 1, OptimizerSettings(1e-4, 0.0, [0.95, 0.95], 10, 0.0, 1.0, 0.999), 0
     )

@@ -24,7 +24,7 @@ OPTIMIZER = OptimizerSettings(
 
 def operator(unroll=1, noise=(0.0, 0.0), round_trip=1.0):
     torch.manual_seed(0)
-    return Operator(NETWORK, None, unroll, round_trip, list(noise))
+    return Operator(NETWORK, None, unroll, round_trip, list(noise), 1e-5)
 
 
 def diffusion():

@@ -32,6 +32,16 @@ def test_an_exact_prediction_has_a_finite_gradient():
     assert torch.isfinite(u.grad).all()
 
 
+def test_an_error_far_below_the_floor_hardly_counts():
+    truth = torch.full((1, 8), 0.5)
+    pulls = []
+    for floor in (1e-3, 1e-6):
+        u = (truth + 1e-4).requires_grad_()
+        relative_l2(u, truth, floor).sum().backward()
+        pulls.append(float(u.grad.norm()))
+    assert pulls[0] < 0.15 * pulls[1]
+
+
 def test_unrolled_loss_sees_the_later_steps(data):
     batch = batch_at(data.train, 8, 3, 0, 0)
     loss, terms = operator(unroll=3).loss(batch)
@@ -43,7 +53,7 @@ def test_input_noise_changes_the_inputs_alone(data, monkeypatch):
     seen, compared = [], []
     opened = stage.opened
     monkeypatch.setattr(stage, "opened", lambda u, *rest: seen.append(u) or opened(u, *rest))
-    compare = lambda u, truth: compared.append(truth) or relative_l2(u, truth)
+    compare = lambda u, truth, floor: compared.append(truth) or relative_l2(u, truth, floor)
     monkeypatch.setattr(stages_operator, "relative_l2", compare)
     stage.loss(batch)
     noise = (seen[0] - batch.u[:, 0]).std(-1) / batch.u[:, 0].std(-1)
@@ -275,7 +285,7 @@ def test_what_is_compiled_is_what_a_loss_calls_and_all_that_it_trains(name, data
 
 def test_stages_refuse_a_prerequisite_of_another_kind():
     with pytest.raises(ValueError, match=r"^requires: .* requires no stage"):
-        Operator(NETWORK, operator(), 1, 1.0, [0.0, 0.0])
+        Operator(NETWORK, operator(), 1, 1.0, [0.0, 0.0], 1e-5)
     with pytest.raises(ValueError, match=r"^requires: .* requires an operator"):
         DiffusionResidual(NETWORK, None, 5, 2)
     with pytest.raises(ValueError, match=r"^requires: .* requires a diffusion_residual"):

@@ -200,7 +200,8 @@ def test_a_training_step_without_memory_names_the_batch_of_its_stage(tmp_path):
         node = {{"name": "operator", "requires": None, "batch_size": 4096}}
         entry = Entry(Path("store"), from_content({{"stage": node, "model": {{"width": 8}}}}))
         settings = LoopSettings("operator", 2, 4096, 1, OPTIMIZER, seed=0, key="stage.requires")
-        training = Training(Operator(NETWORK, None, 2, 1.0, [0.0, 0.0]), settings, Splits(data, data, data), entry)
+        stage = Operator(NETWORK, None, 2, 1.0, [0.0, 0.0], 1e-5)
+        training = Training(stage, settings, Splits(data, data, data), entry)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
         train(training, [], RUNTIME)

@@ -8,6 +8,6 @@ from ups.stages.operator import Operator
 class UnrolledOperator(Operator):
     """A copy of the required operator, which is left as it is; its loss is an operator's."""
 
-    def __init__(self, requires: Operator, unroll: int, round_trip: float, input_noise: list[float]):
+    def __init__(self, requires: Operator, **settings):
         network = copy.deepcopy(requires.network).requires_grad_(True).train()
-        super().__init__(lambda **_: network, None, unroll, round_trip, input_noise)
+        super().__init__(lambda **_: network, None, **settings)

@@ -105,6 +105,7 @@ RULES: dict[str, Rule] = {
     r"stage\.evaluations_per_step": integer(1),
     r"stage\.round_trip": number(0, 1e3),
     r"stage\.operator_relative_lr": number(0, 1),
+    r"(stage|operator)\.error_floor": number(0, 1, open_low=True),
     r"(stage|operator)\.input_noise": list_of(number(0, 1), 2),
     r"stage\.optimizer\.lr|operator\.lr": POSITIVE,
     r"stage\.optimizer\.(warmup|ema_decay)": number(0, 1),

@@ -18,13 +18,15 @@ class Operator(Stage):
 
     steadied_by = "operator.input_noise=[1e-4,1e-2]"
 
-    def __init__(self, model, requires: None, unroll: int, round_trip: float, input_noise: list[float]):
+    def __init__(
+        self, model, requires: None, unroll: int, round_trip: float, input_noise: list[float], error_floor: float
+    ):  # fmt: skip
         if requires is not None:
             raise ValueError("requires: an operator requires no stage, leave it null")
         built = model(in_channels=1, out_channels=1, condition=CONDITIONS)
         self.network: Step = built if isinstance(built, Step) else ConservativeStep(built)
         self.frames_per_sample = unroll + 1
-        self.round_trip, self.input_noise = round_trip, input_noise
+        self.round_trip, self.input_noise, self.error_floor = round_trip, input_noise, error_floor
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The relative L2 error of a rollout's steps, and of the cell averages after the way to points and back."""
@@ -34,8 +36,9 @@ class Operator(Stage):
         for k in range(truth.shape[1]):
             opened = self.opened(u, batch.nu, batch.time_step)
             u = opened.to_field(opened.after)
-            errors.append(relative_l2(u, truth[:, k]))
-            drifts.append(relative_l2(opened.to_state(u), opened.after))  # the same in each step of a stationary shock
+            errors.append(relative_l2(u, truth[:, k], self.error_floor))
+            # The same in each step of a stationary shock, which a rollout adds up.
+            drifts.append(relative_l2(opened.to_state(u), opened.after, self.error_floor))
         error, drift = torch.stack(errors).mean(0), torch.stack(drifts).mean(0)
         loss = (weights_by_nu(error, batch) * (error + self.round_trip * drift)).mean()
         return loss, {"one_step_loss": errors[0].mean(), "round_trip_loss": drift.mean()}

@@ -53,7 +53,10 @@ class Stage(ABC):
         return scores
 
 
-def relative_l2(prediction: Tensor, truth: Tensor) -> Tensor:
-    """(..., N) -> (...): |error| / |truth|, with a finite gradient at an exact prediction and at a zero field."""
+def relative_l2(prediction: Tensor, truth: Tensor, floor: float = 1e-5) -> Tensor:
+    """(..., N) -> (...): |error| / |truth|, with a finite gradient at an exact prediction and at a zero field.
+
+    `floor`: the root-mean-square error below which an error hardly counts any more.
+    """
     error, size = (prediction - truth).square().mean(-1), truth.square().mean(-1)
-    return ((error + 1e-10) / (size + 1e-6)).sqrt()
+    return ((error + floor**2) / (size + 1e-6)).sqrt()
