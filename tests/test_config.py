@@ -318,6 +318,12 @@ def test_identity_is_what_determines_the_weights():
     assert len(digests | {base.digest}) == len(other) + 1
 
 
+def test_the_option_adamw_is_what_the_reports_of_the_docs_spell_out():
+    spelt = ("stage.optimizer.basis_interval=null", "stage.optimizer.betas=[0.9,0.99]")
+    digests = [identity_of(train_config(*keys)).digest for keys in (("optimizer@stage.optimizer=adamw",), spelt, ())]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_required_stage_is_the_same_entry_as_the_stage_alone():
     chain = identity_of(train_config("stage=consistency_distill")).chain()
     assert [each.digest for each in chain] == [identity_of(train_config(f"stage={name}")).digest for name in STAGES]

@@ -527,7 +527,7 @@ def test_a_machine_whose_own_program_dies_is_kept_with_what_is_not_saved(renter)
         for process in renter.server.machine_of(number).processes():
             if "ups.launch.instance" in process.cmdline():
                 process.kill()
-        renter.until(lambda: renter.server.rows[number]["intended_status"] == "stopped")  # noqa: B023
+        renter.until(lambda row=renter.server.rows[number]: row["intended_status"] == "stopped")
         assert "Training failed (137)" in renter.log(number)
     assert not renter.server.sent(DESTROY)
 

@@ -48,7 +48,7 @@ def test_the_readme_has_its_two_commands():
 def test_every_commit_that_a_page_names_exists():
     git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     if git("rev-parse", "--is-shallow-repository") != "false":
-        pytest.skip("this is no clone with all of its history")
+        pytest.skip("a shallow clone, or no clone: it does not have the commits to look up")
     text = "".join(page.read_text() for page in PAGES)
     hashes = set(re.findall(r"commits? (?:before |after )?([0-9a-f]{7})\b", text))
     assert len(hashes) > 3 and not [each for each in hashes if git("cat-file", "-t", each) != "commit"]

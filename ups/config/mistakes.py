@@ -1,4 +1,4 @@
-"""What a person needs of an error of composition, in one line."""
+"""Hydra's errors of composition, as one line that says what to type instead."""
 
 import difflib
 import re

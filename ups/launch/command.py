@@ -84,7 +84,7 @@ def still_open(ledger: Ledger, folder: Path) -> Rental | None:
 def rented(cfg: DictConfig) -> Rental | None:
     """None after a dry run."""
     settings, folder, ledger = cfg.vast, Path(HydraConfig.get().runtime.output_dir), Ledger(Path(cfg.vast.ledger))
-    building = start_building(settings.offer.gpus, passed_on())  # takes as long as all until its answer is needed
+    preflight = start_preflight(settings.offer.gpus, passed_on())  # takes as long as all until its answer is needed
     try:
         vast = Vast(settings.pause, settings.request_timeout)
         job = job_of(cfg)
@@ -92,9 +92,9 @@ def rented(cfg: DictConfig) -> Rental | None:
         money = min(settings.max_cost, money_left(ledger, folder, settings.max_total_cost))
         offers = offers_for(vast, settings, money, ledger.failed_machines(), set())
         screen.print(table(offers))
-        finish_building(building)
+        finish_preflight(preflight)
     finally:
-        building.kill()
+        preflight.kill()
     if settings.dry_run:
         show_plan(job, offers, settings, folder)
         return None
@@ -196,7 +196,7 @@ def key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def start_building(gpus: int, overrides: list[str]) -> subprocess.Popen:
+def start_preflight(gpus: int, overrides: list[str]) -> subprocess.Popen:
     """train.py's own check of what only the networks know, in a process of its own: the launcher has no torch."""
     return subprocess.Popen(
         [sys.executable, "-m", "ups.runs.preflight", str(gpus), *overrides], cwd=ROOT, text=True,
@@ -204,7 +204,7 @@ def start_building(gpus: int, overrides: list[str]) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def finish_building(process: subprocess.Popen) -> None:
+def finish_preflight(process: subprocess.Popen) -> None:
     """Raises `UserError` for a config that cannot be built, and for code that the machine would lack."""
     imported, error = process.communicate()
     if process.returncode:
