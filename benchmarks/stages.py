@@ -1,11 +1,13 @@
 """What stages 2 and 3 add to an operator, beside controls that were trained as long as all three together.
 
-Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's. Two of the controls say
-where a gain comes from: stage 3 without its noise, what its loss alone is worth; the longer trained operator with
-validation errors drawn at random around it, what any spread of about the right size is worth.
+Of the time three quarters are the operator's, a twentieth is stage 2's and a fifth stage 3's, where --shares does not
+say otherwise. Two of the controls say where a gain comes from: stage 3 without its noise, what its loss alone is worth;
+the longer trained operator with validation errors drawn at random around it, what any spread of about the right size is
+worth.
 
     python benchmarks/stages.py --minutes 20 --seeds 3
     python benchmarks/stages.py --minutes 6 --seeds 3 --points 64
+    python benchmarks/stages.py --minutes 42 --shares 20 2 20 --seeds 1
 
 Trainings are `python train.py` of one thread, as many at a time as --workers; short trials before them determine how
 many steps fit into the time. The second command is a harder setting: four times fewer points, so that much of the next
@@ -75,19 +77,19 @@ class Recipe:
     """How a training is made: of which stage, and on top of which others of TRAININGS."""
 
     stage: str
-    share: float  # of --minutes, for its own steps
+    of: tuple[int, ...]  # the stages whose time its own steps have
     budget: str  # the key in the config's `budget` of those
     requires: tuple[str, ...] = ()
 
 
 TRAININGS = {
-    "operator": Recipe("operator", 3 / 4, "operator"),
-    "longer": Recipe("operator", 1, "operator"),
-    "deterministic": Recipe("deterministic_corrector", 1 / 4, "diffusion_residual", ("operator",)),
-    "unrolled": Recipe("unrolled_operator", 1 / 4, "consistency_distill", ("operator",)),
-    "diffusion": Recipe("diffusion_residual", 1 / 20, "diffusion_residual", ("operator",)),
-    "noiseless": Recipe("student_without_noise", 1 / 5, "consistency_distill", ("operator", "diffusion")),
-    "student": Recipe("consistency_distill", 1 / 5, "consistency_distill", ("operator", "diffusion")),
+    "operator": Recipe("operator", (1,), "operator"),
+    "longer": Recipe("operator", (1, 2, 3), "operator"),
+    "deterministic": Recipe("deterministic_corrector", (2, 3), "diffusion_residual", ("operator",)),
+    "unrolled": Recipe("unrolled_operator", (2, 3), "consistency_distill", ("operator",)),
+    "diffusion": Recipe("diffusion_residual", (2,), "diffusion_residual", ("operator",)),
+    "noiseless": Recipe("student_without_noise", (3,), "consistency_distill", ("operator", "diffusion")),
+    "student": Recipe("consistency_distill", (3,), "consistency_distill", ("operator", "diffusion")),
 }
 PHASES = [  # the longest first
     ["longer", "operator"],
@@ -112,6 +114,7 @@ ROWS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0, help="of training, all three stages together")
+    parser.add_argument("--shares", type=float, nargs=3, default=[15, 1, 4], help="of stages 1, 2 and 3 in that time")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--points", type=int, default=256)
     parser.add_argument("--trajectories", type=int, default=128, help="of the test, which nothing else has seen")
@@ -130,7 +133,8 @@ def main() -> None:
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
     window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
 
-    steps = {name: fitting_steps(name, asked.minutes * 60, shared) for name in TRAININGS}
+    seconds = [asked.minutes * 60 * share / sum(asked.shares) for share in asked.shares]  # of each stage
+    steps = {name: fitting_steps(name, seconds, shared) for name in TRAININGS}
     runs: list[dict[str, dict]] = [{} for _ in range(asked.seeds)]
     one_thread = dict(initializer=torch.set_num_threads, initargs=(1,))  # what is set above is the main thread's
     with ThreadPoolExecutor(asked.workers, **one_thread) as pool:
@@ -144,8 +148,8 @@ def main() -> None:
         jobs = [(row, run[row.training]) for run in runs for row in ROWS]
         scores = list(pool.map(lambda job: scores_of(*job, window, validation), jobs))
 
-    report = {"minutes": asked.minutes, "points": asked.points, "trajectories": len(window), "machine": machine()}
-    report |= {"commit": git_commit(), "members": MEMBERS, "members_of_mean": ALL_MEMBERS}
+    report = {"minutes": asked.minutes, "shares": asked.shares, "points": asked.points, "trajectories": len(window)}
+    report |= {"machine": machine(), "commit": git_commit(), "members": MEMBERS, "members_of_mean": ALL_MEMBERS}
     report["persistence"] = plain_scores(window)
     report["commands"] = [run[name]["command"] for run in runs for name in TRAININGS]
     report["rows"] = {
@@ -176,11 +180,11 @@ def main() -> None:
 # --- Trainings ---
 
 
-def fitting_steps(name: str, seconds: float, shared: list[str]) -> int:
-    """Of one of TRAININGS: the same number for every seed. `seconds`: of all three stages together."""
+def fitting_steps(name: str, seconds: list[float], shared: list[str]) -> int:
+    """Of one of TRAININGS: the same number for every seed. `seconds`: of each of the three stages."""
     recipe = TRAININGS[name]
     budgets = [f"budget.{TRAININGS[each].budget}" for each in (*recipe.requires, name)]
-    return steps_for(seconds * recipe.share, [*shared, f"stage={recipe.stage}"], budgets)
+    return steps_for(sum(seconds[stage - 1] for stage in recipe.of), [*shared, f"stage={recipe.stage}"], budgets)
 
 
 def trained_as(name: str, steps: dict[str, int], shared: list[str]) -> dict:
