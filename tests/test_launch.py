@@ -26,7 +26,7 @@ from ups.config.check import check
 from ups.config.compose import composed
 from ups.errors import Interrupted, UserError
 from ups.launch import command
-from ups.launch.actions import follow, logs, overlap
+from ups.launch.actions import TrainingFailed, follow, logs, overlap
 from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, new_label
 from ups.launch.rehearsal.local import interpreter
@@ -548,6 +548,17 @@ def test_reap_leaves_a_machine_that_was_started_to_save(launch, rent, server):
     assert not server.rows
 
 
+def watch_until_gone(server, watch, log: str) -> None:
+    number = watch[2].instance_id
+    server.running[number] = machine = Machine(watch[1].folder / "machine", "sh", {})
+    (machine.folder / "output").write_text(log)
+    threading.Timer(0.5, server._destroy, [number]).start()
+    try:
+        follow(*watch)
+    finally:
+        assert not server.rows
+
+
 def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, server, tmp_path):
     rental = rent()
     rental.deadline = time.time() - 3600
@@ -556,9 +567,19 @@ def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, 
     with pytest.raises(UserError, match=f"past its deadline.*`vastai start instance {rental.instance_id}`"):
         follow(*watch)
     row["uptime_mins"] = 3.0
-    threading.Timer(0.5, server._destroy, [rental.instance_id]).start()
-    follow(*watch)
-    assert not server.rows
+    watch_until_gone(server, watch, "ups 12:00:00 Training complete - auto-shutdown in 10 seconds...\n")
+
+
+@pytest.mark.parametrize(
+    ("log", "told"),
+    [("ups 12:00:00 Training failed (1) - auto-shutdown in 10 seconds...", "training failed (1), see the log above"),
+     ("nRMSE 0.1", "not seen to the end"), ("echo ups 12:00:00 Training complete", "not seen to the end")],
+)  # fmt: skip
+def test_who_watches_is_told_what_is_not_known_to_be_complete(log, told, rent, server, tmp_path):
+    rental, ledger = rent(), Ledger(tmp_path / "rentals")
+    with pytest.raises(TrainingFailed, match=f"{rental.instance_id} is gone.*{re.escape(told)}"):
+        watch_until_gone(server, (Vast(0.02, 3), ledger, rental, 0.05), log + "\n")
+    assert not ledger.rentals()[0].is_open
 
 
 def test_who_watches_and_loses_the_service_is_told_that_the_bill_goes_on(rent, server, tmp_path):

@@ -1,5 +1,6 @@
 """Looking after what was rented: what it cost, what it says, and its end."""
 
+import re
 import time
 from datetime import datetime
 
@@ -15,6 +16,11 @@ from ups.launch.vast_api import Vast
 
 LOG_LINES = 200
 SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
+ENDING = re.compile(r"ups [\d:]+ Training (complete|failed \(\d+\))")  # of onstart.sh, before it destroys the machine
+
+
+class TrainingFailed(UserError):
+    """The machine is gone and its training not known to be complete."""
 
 
 def status(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
@@ -85,13 +91,18 @@ def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
 
 
 def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
-    """New lines of the log until the instance is gone. Ctrl-C leaves it running."""
+    """New lines of the log until the instance is gone. Ctrl-C leaves it running.
+
+    Raises `TrainingFailed` unless the log says that the training is complete.
+    """
     lines: list[str] = []
+    ending = ""
     try:
         while (row := vast.show(rental.instance_id)) is not None:
             latest = vast.logs(rental.instance_id, 1000).splitlines()
             for line in latest[overlap(lines, latest) :]:
                 screen.print(line)
+                ending = match[1] if (match := ENDING.match(line)) else ending
             lines = latest or lines
             if time.time() > rental.deadline + SECONDS_OVER and not may_be_saving(row):
                 raise UserError(f"past its deadline. {how_to_save(rental.instance_id)}")
@@ -102,7 +113,11 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
     except UserError as error:
         raise UserError(f"{error}. {still_billed(rental)}") from error
     ledger.end(rental, State.DESTROYED)
-    screen.print(f"instance {rental.instance_id} is gone, ${rental.cost:.3f} by the clock")
+    gone = f"instance {rental.instance_id} is gone, ${rental.cost:.3f} by the clock"
+    if ending == "complete":
+        return screen.print(gone)
+    known = f"its training {ending}, see the log above" if ending else "its log was not seen to the end of the training"
+    raise TrainingFailed(f"{gone}; {known}" + (f", or {rental.wandb_url}" if rental.wandb_url else ""))
 
 
 def overlap(seen: list[str], lines: list[str]) -> int:

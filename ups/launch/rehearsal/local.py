@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ups.console import console
 from ups.errors import Interrupted, UserError
+from ups.launch.actions import TrainingFailed
 from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, offer
 from ups.launch.rehearsal.wandb_server import ENTITY, WandbServer
 
@@ -37,8 +38,11 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
         here = OmegaConf.merge(
             cfg, {"vast": {"follow": True, "poll_seconds": POLL_SECONDS, "ledger": str(folder / "rentals")}}
         )
+        failure = None
         try:
             yield here
+        except TrainingFailed as error:
+            failure = error
         except Interrupted as interruption:
             raise Interrupted(interruption.signum, "rehearsal stopped, and its machines with it") from None
         finally:
@@ -50,8 +54,9 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
         console.print(f"rehearsal: W&B holds {', '.join(saved) or 'no stage'}")
         left = f"instances {sorted(service.rows)} are left" if service.rows else "the instance destroyed itself"
         console.print(f"rehearsal: {left}")
-        if not list(machines.glob("*/ups/saved")):
-            raise UserError(f"rehearsal: the training failed or was not saved; the log is {machines}/*/ups/log")
+        if failure or not list(machines.glob("*/ups/saved")):
+            log = f"the log is {machines}/*/ups/log"
+            raise UserError(f"rehearsal: the training failed or was not saved; {log}") from failure
 
 
 def interpreter(machines: Path) -> Path:
