@@ -207,6 +207,15 @@ def test_checkpoints_false_neither_uploads_nor_looks(server, machine):
     )  # fmt: skip
 
 
+def test_what_was_trained_without_wandb_comes_there_with_what_is_trained_on_it(server, machine, tmp_path):
+    machine.trained(server, "logger=none")
+    assert not server.artifacts
+    machine.trained(server, "stage=diffusion_residual")
+    assert {artifact.name.partition("-")[0] for artifact in server.artifacts} == {"operator", "diffusion_residual"}
+    result, _ = Machine(tmp_path / "elsewhere", machine.cache).trained(server, "stage=diffusion_residual")
+    assert [line["action"] for line in result["plan"]] == ["found", "found"]
+
+
 def test_the_proof_of_what_is_there_uploads_nothing(finished):
     machine, server = finished
     before = len(server.requests)

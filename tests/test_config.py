@@ -10,12 +10,15 @@ import sys
 
 import pytest
 from conftest import ROOT, clean_environment, train_config
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from test_data import write_hdf5
 
+from ups.cli import _keys
 from ups.config.build import build
 from ups.config.check import OPTIMIZER_KEYS, _leaves, check, window_keys
 from ups.config.compose import composed, plain
+from ups.config.mistakes import one_line
 from ups.config.rules import RULES
 from ups.errors import UserError
 from ups.runs.preflight import check_watchers
@@ -76,6 +79,7 @@ BAD = {
     "dataset.rollout_steps=32": "dataset.rollout_steps=32: from dataset.initial_frame=9 it must be at most 31",
     "dataset.initial_frame=60": "dataset.initial_frame=60: must be at most 39, since dataset.frames=41",
     "require=maybe": "require=maybe: must be one of train, found",
+    "callbacks.figures=null": "callbacks.figures=null: must be a group of keys; ~callbacks.NAME or ~logger.NAME leaves",
     "runtime.device=tpu": "runtime.device=tpu",
     "runtime.threads=0": "runtime.threads=0",
     "seed=-1": "seed=-1",
@@ -172,10 +176,12 @@ REFUSED = [
     (["dataset=pdebench_burgers"], "dataset.path is not set: give dataset.path=VALUE"),
     (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5"], "dataset.path=nowhere.hdf5: no such file or folder"),
     (["dataset.train=null"], "dataset.train=null: say how many trajectories to generate"),
-    (["+model.foo=1"], "model: got an unexpected keyword argument 'foo'"),
-    (["+callbacks.progress.foo=1"], "callbacks.progress: got an unexpected keyword argument 'foo'"),
+    (["+model.foo=1"], "model.foo: its class has no such key; leave it out"),
+    (["+callbacks.progress.foo=1"], "callbacks.progress.foo: its class has no such key"),
     (["+callbacks.foo={}"], "callbacks.foo._target_ is not set"),
-    (["model._target_=nowhere.Net"], "model._target_=nowhere.Net: there is no such class"),
+    (["model._target_=nowhere.Net"], "model._target_=nowhere.Net cannot be imported: No module named 'nowhere'"),
+    (["experiment=smoke", "dataset=pdebench_burgers", "dataset.path=any"],
+     "dataset.nu: its class has no such key; leave it out, or the preset that sets it"),
     (["model.kernel=4"], "model.kernel=4 must be odd"),
     (["model=latent_operator", "model.width=10"], "model.width=10 must be even and a multiple of heads=4"),
     (["model=latent_operator", "model.patch=7"], "model.patch=7: must divide the 256 points"),
@@ -209,9 +215,9 @@ def test_what_cannot_be_built_is_named_by_its_place_in_the_config(overrides, mes
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("+callbacks.figures.foo=1", "callbacks.figures: got an unexpected keyword argument 'foo'"),
-    ("callbacks.upload._target_=ups.callbacks.upload.Up", "callbacks.upload._target_=ups.callbacks.upload.Up: there"),
-    ("+logger.wandb.colour=red", "logger.wandb: got an unexpected keyword argument 'colour'"),
+    ("+callbacks.figures.foo=1", "callbacks.figures.foo: its class has no such key"),
+    ("callbacks.upload._target_=ups.callbacks.Up", "callbacks.upload._target_=ups.callbacks.Up cannot be imported: "),
+    ("+logger.wandb.colour=red", "logger.wandb.colour: its class has no such key"),
 ])  # fmt: skip
 def test_a_callback_or_logger_that_cannot_be_made_is_told_before_a_rental(override, message):
     cfg = train_config(override, "logger=[wandb,csv,tensorboard]")
@@ -236,6 +242,25 @@ def test_a_file_with_too_few_frames_is_refused_before_it_is_read(tmp_path):
         try_out(identity_of(cfg), build(cfg.dataset, "dataset"), set_up("cpu", 1))
 
 
+@pytest.mark.parametrize(
+    ("script", "override", "message"),
+    [
+        ("train", "seed=0,1,2", "seed=0,1,2: several values are a sweep, for which -m is missing"),
+        ("train", "stage=operator,diffusion_residual", "several values are a sweep"),
+        ("train", "stage.lr=1", "did you mean stage.optimizer.lr or operator.lr?"),
+        ("train", "dataset.nuu=3", "did you mean dataset.nu?"),
+        ("train", "stagge.steps=3", "did you mean stage.steps?"),
+        ("train", "budget.foo=1", "budget has operator, diffusion_residual, consistency_distill"),
+        ("train", "logger.mode=offline", "logger has wandb"),
+        ("launch", "vast.gpu=RTX_4090", "did you mean vast.offer.gpu?"),
+    ],
+)  # fmt: skip
+def test_what_is_no_key_is_answered_by_one_that_was_meant(script, override, message):
+    with pytest.raises(HydraException) as error:
+        composed(script, [override])
+    assert message in one_line(error.value, list(_keys(composed(script))))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -250,7 +275,7 @@ def test_a_file_with_too_few_frames_is_refused_before_it_is_read(tmp_path):
         (["stage=[0]"], "a group takes the name of an option, no number"),
         (["stage.steps"], "Error parsing override 'stage.steps' missing EQUAL"),
         # These reach the job, as all of the tables above would.
-        (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage: got an unexpected keyword argument 'foo'"),
+        (["+stage.foo=1", "logger=none", "experiment=smoke"], "stage.foo: its class has no such key"),
         (["experiment=smoke", "logger=none", "stage.batch_size=100000"], "stage.batch_size=100000 (operator): the"),
         (["stage=diffusion_residual", "require=found"], "require=found, and store/operator-"),
     ],

@@ -14,7 +14,7 @@ from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, r
 from ups.evaluation.plots import ensemble_panels, save_figures, space_time
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, rollout
 from ups.files import nulled, write_json
-from ups.runs.evaluate import refuse_seen
+from ups.runs.evaluate import refuse_seen, scores_of
 
 
 def test_metrics_by_hand():
@@ -80,9 +80,27 @@ def test_the_classical_solver_has_an_answer_at_any_viscosity():
     u = torch.sin(2 * math.pi * torch.arange(256) / 256).repeat(3, 1)
     nu = torch.tensor([0.01, 4.0, 4.0])
     stepped = classical_solver(u, nu, 0.05, torch.Generator())
-    assert torch.equal(stepped[:1], finite_volume(u[:1], float(nu[0]) / torch.pi, [0.0, 0.05])[:, -1])
+    assert torch.equal(stepped[:1], finite_volume(u[:1], nu[:1, None] / torch.pi, [0.0, 0.05])[:, -1])
     decayed = math.exp(-4 / math.pi * (2 * math.pi) ** 2 * 0.05)  # of the linear equation: u^2 is a 50th of it here
     assert (stepped[1:] - decayed * u[1:]).norm() / (decayed * u[1:]).norm() < 0.05
+
+
+def test_the_classical_solver_solves_nus_of_one_octave_together():
+    """As each alone, up to what a shorter step changes."""
+    u = torch.sin(2 * math.pi * torch.arange(256) / 256).repeat(4, 1)
+    nu = torch.tensor([0.001, 0.0015, 0.01, 0.0012])
+    together = classical_solver(u, nu, 0.05, torch.Generator())
+    alone = torch.cat([classical_solver(u[:1], each, 0.05, torch.Generator()) for each in nu.split(1)])
+    assert (together - alone).norm() / alone.norm() < 1e-4 < (alone[0] - alone[2]).norm() / alone.norm()
+
+
+def test_a_member_that_is_lost_counts_though_the_mean_is_not():
+    truth = torch.sin(2 * math.pi * torch.arange(32) / 32).repeat(2, 3, 1)
+    members = truth.repeat(19, 1, 1, 1)
+    members[4, 1, 2] *= 3
+    scores = scores_of(members, truth, Trajectories(torch.cat((truth[:, :1], truth), 1), torch.full((2,), 0.01), 0.05))
+    assert scores["diverged"] == 1 and scores["energy_excess"] == pytest.approx(8)
+    assert field_metrics(members.mean(0), truth)["diverged"] == 0
 
 
 def test_an_exact_prediction_has_scores():

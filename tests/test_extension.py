@@ -1,12 +1,14 @@
 """A stage and a dataset of one's own, in a folder of one's own, train, are found and are scored as those of conf/."""
 
 import json
+import sys
 
 import pytest
 from conftest import train_config
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
+from ups.config.build import build
 from ups.config.check import check
 from ups.errors import UserError
 from ups.files import write_json
@@ -111,6 +113,19 @@ def test_they_train_are_found_and_are_scored(own, command, tmp_path):
     scored = command("evaluate.py", f"checkpoint={checkpoint}", own[0], "hydra.run.dir=scored", **python)
     assert scored.returncode == 0, scored.stderr
     assert json.loads((tmp_path / "scored" / "metrics.json").read_text())["trajectories"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("import a_package_that_is_missing", "No module named 'a_package_that_is_missing'"),
+     ("class Net(:", r"invalid syntax \(broken\.py, line 1\)"), ("", "module 'broken' has no attribute 'Net'")],
+)  # fmt: skip
+def test_code_that_cannot_be_imported_tells_why(text, reason, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(UserError, match=rf"^model\._target_=broken\.Net cannot be imported: {reason}$"):
+        build({"_target_": "broken.Net"}, "model")
 
 
 def test_a_checkpoint_is_built_of_what_the_calls_own_search_path_names(own, tmp_path, monkeypatch):

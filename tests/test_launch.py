@@ -176,7 +176,7 @@ def test_dry_run_rents_nothing_and_shows_no_secret(launch, server, tmp_path):
         (["+auto_shutdown=true"], "there is no key of W&B, so the deadline would destroy the only copy"),
         (["logger=csv"], "logger has no wandb, so the deadline would destroy the only copy"),
         ([*LOSSY, "vast.max_cots=1"], "did you mean vast.max_cost?"),
-        ([*LOSSY, "+model.foo=1"], "got an unexpected keyword argument 'foo'"),
+        ([*LOSSY, "+model.foo=1"], "model.foo: its class has no such key"),
         ([*LOSSY, "model.dilations=[]"], "model.dilations"),
         ([*LOSSY, "dataset.points=512"], "dataset.shifts=4: at most 2"),
         ([*LOSSY, "model=unet", "dataset.points=32", "model.levels=6"], "model.levels=6: 64 must"),
@@ -250,6 +250,19 @@ def test_what_is_passed_on_to_the_machine(monkeypatch):
     for place in ("file://not/there", f"file://{ROOT}/benchmarks/conf", "pkg://benchmarks.conf"):
         with pytest.raises(UserError, match=r"use hydra\.searchpath=\[file://FOLDER\]"):
             passed(f"hydra.searchpath=[file://benchmarks/conf,{place}]")
+
+
+def test_an_option_of_ones_own_that_is_not_committed_is_not_passed_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    monkeypatch.setattr(command, "ROOT", tmp_path)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "a.yaml").touch()
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "-A")
+    passed(more := "hydra.searchpath=[file://own]")
+    (tmp_path / "own" / "model" / "b.yaml").touch()
+    with pytest.raises(UserError, match=r"^not committed: own/model/b\.yaml;"):
+        passed(more)
 
 
 def test_gpus_that_cannot_share_a_batch(launch, server):

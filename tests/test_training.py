@@ -363,9 +363,9 @@ def test_the_plan_names_the_commit_of_a_stage_that_other_code_trained(chain):
     assert plan().action == "found" and plan().why == str(chain.below.path)
     file = chain.below.path / "result.json"
     result = read_json(file)
-    result["made_by"]["git_commit"] = "0123456789" * 4 + "-dirty"
+    result["made_by"]["git_commit"] = "0123456789" * 4 + "-dirty.0123abcd"
     write_json(file, result)
-    assert plan().why == f"{chain.below.path}, by the code of 012345678-dirty"
+    assert plan().why == f"{chain.below.path}, by the code of 012345678-dirty.0123abcd"
 
 
 def test_the_plan_says_what_a_found_stage_needs_that_is_gone(chain):
@@ -380,16 +380,21 @@ def test_the_plan_says_what_a_found_stage_needs_that_is_gone(chain):
 
 def test_a_commit_with_changes_is_told_from_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    assert provenance.git_commit() is None
+    commit = provenance.git_commit.__wrapped__  # which is asked for once a process
+    assert commit() is None
     git(tmp_path, "init", "-q")
     (tmp_path / "file").write_text("1")
     git(tmp_path, "add", "file")
     git(tmp_path, "commit", "-q", "-m", "x")
     head = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "untracked").touch()
-    assert provenance.git_commit() == head
-    (tmp_path / "file").write_text("2")
-    assert provenance.git_commit() == f"{head}-dirty"
+    assert commit() == head
+    (tmp_path / "ups").mkdir()
+    seen = {head}
+    for file, text in (("file", "2"), ("file", "3"), ("ups/own.py", "1"), ("ups/own.py", "2"), ("ups/other.py", "2")):
+        (tmp_path / file).write_text(text)
+        assert commit() not in seen and commit().startswith(f"{head}-dirty.")
+        seen.add(commit())
 
 
 def test_a_step_is_replayed_from_its_file_alone(chain, data, monkeypatch):
@@ -484,6 +489,8 @@ def test_a_resume_by_other_means_is_one_warning(chain, data, capsys):
     (line,) = start(EndsAtOnce(), precision="bfloat16").splitlines()
     assert line.startswith(f"warning: {chain.below.path} goes on with precision float32 -> bfloat16: its weights")
     state = chain.below.load_state()
+    chain.below.save_state(replace(state, facts=state.facts | {"git_commit": "0123456789" * 4 + "-dirty.0123abcd"}))
+    assert "goes on with git_commit 012345678-dirty.0123abcd -> " in start(EndsAtOnce())
     told = {name: fact for name, fact in state.facts.items() if name not in RUNTIME.facts}
     chain.below.save_state(replace(state, facts=told))
     assert "warning" not in start(EndsAtOnce(), precision="bfloat16")

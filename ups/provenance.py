@@ -1,23 +1,40 @@
-"""By what a result was made."""
+"""By which code a result was made."""
 
+import hashlib
 import subprocess
-
-import torch
+from functools import cache
 
 from ups.paths import ROOT
 
 
-def provenance(device: torch.device, precision: str) -> dict[str, str | None]:
-    """What a stage's weights depend on beside its config: they are equal only up to rounding on another."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"git_commit": git_commit(), "torch": torch.__version__, "device": name, "precision": precision}
-
-
+@cache
 def git_commit() -> str | None:
-    """The repo's commit, with "-dirty" after it if tracked files differ from it; None outside of a git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    """The repo's commit, None outside of a git checkout: at its first call, which is before any work.
+
+    Where the code differs from it, "-dirty." and a hash of the changes follow: of tracked files, and of untracked ones
+    beside the code and the config.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _git("diff", "HEAD") or ""
+    files = (_git("ls-files", "-z", "--others", "--exclude-standard", "ups", "conf", "benchmarks") or "").split("\0")
+    for file in sorted(filter(None, files)):
+        changes += f"{file} {_git('hash-object', '--', file)}\n"
+    return f"{commit}-dirty.{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else commit
+
+
+def shortened_commit(commit: str) -> str:
+    """Nine letters of the hash, and what follows it."""
+    return f"{commit[:9]}{commit[40:]}"
+
+
+def _git(*arguments: str) -> str | None:
+    """None if git fails, or is not there."""
     try:
-        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+    return answer.stdout.strip() if answer.returncode == 0 else None

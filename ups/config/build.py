@@ -23,7 +23,7 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
         factory = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
         target = shortened(str(node.get("_target_")), 80)
-        raise UserError(f"{key}._target_={target}: there is no such class") from error
+        raise UserError(f"{key}._target_={target} cannot be imported: {first_line(innermost(error))}") from error
 
     def construct(**arguments: Any) -> Any:
         try:
@@ -38,9 +38,18 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
     return construct if partial else construct(**arguments)
 
 
+def innermost(error: BaseException) -> BaseException:
+    """What an error was first."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def keyed(text: str, key: str, names: Collection[str]) -> str:
     """What the class of the node `key` says, which knows its arguments' `names` and not where it stands in the config:
     "kernel=4 must be odd" is "model.kernel=4 must be odd", and another text follows the key.
     """
+    if unknown := re.match(r"got an unexpected keyword argument '(\w+)'", text):
+        text = f"{unknown[1]}: its class has no such key; leave it out, or the preset that sets it"
     begins = re.match(r"(\w+)[=:]", text)
     return f"{key}{'.' if begins and begins[1] in names else ': '}{text}"

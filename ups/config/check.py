@@ -35,7 +35,8 @@ def check(cfg: DictConfig, script: str = "train") -> None:
         rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, general)]
         for rule in rules:
             if not rule.accepts(value):
-                raise UserError(f"{key}={shortened(str(value), 80)}: must be {rule.text}")
+                told = "null" if value is None else shortened(str(value), 80)
+                raise UserError(f"{key}={told}: must be {rule.text}")
         parent, _, name = key.rpartition(".")
         known = rules or name == "_target_" or _is_part(content, parent)
         if not known or not re.fullmatch(rf"({READ_BY[script]})(\..+)?", key):

@@ -15,6 +15,9 @@ from ups.errors import shortened
 def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[str]) -> str:
     """What a person needs of an error of composition, which Hydra tells in several lines."""
     text = str(error)
+    if several := re.search(r"Ambiguous value for argument '(.+)'", text):
+        key = several[1].partition("=")[0]
+        return f"{several[1]}: several values are a sweep, for which -m is missing; one list is {key}=[...]"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if key := re.search(r"Could not override '([^']+)'", text):
         if group := re.search(r"Did you mean to override (\S+)\?", text):
@@ -35,11 +38,14 @@ def is_of_a_group(error: ValueError | TypeError) -> bool:
 
 
 def _nearest(key: str, known_keys: list[str]) -> str:
-    parent = key.rpartition(".")[0]
-    near = difflib.get_close_matches(key, known_keys, 1, 0.6)
+    """A sibling of nearly that name, else the same name elsewhere, else nearly the same key, else all siblings."""
+    parent, _, name = key.rpartition(".")
+    siblings = {known.rpartition(".")[2]: known for known in known_keys if known.rpartition(".")[0] == parent}
+    near = [siblings[each] for each in difflib.get_close_matches(name, siblings, 1, 0.7)]
+    near = near or [known for known in known_keys if known.split(".")[-1] == name and ".requires." not in known][:3]
+    near = near or difflib.get_close_matches(key, known_keys, 1, 0.8)
     if near:
-        return f": did you mean {near[0]}?"
-    siblings = [known for known in known_keys if known.rpartition(".")[0] == parent]
+        return f": did you mean {' or '.join(near)}?"
     if siblings:
         return f": {parent or 'at the top'} has {', '.join(siblings)}"
     if parent in GROUPS and parent not in known_keys:

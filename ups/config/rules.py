@@ -67,6 +67,7 @@ NULL = Rule("null", lambda v: v is None)
 BOOL = Rule("true or false", lambda v: isinstance(v, bool))
 POSITIVE = number(0, open_low=True)
 NODE = Rule("a group of keys, which --cfg job shows", lambda v: v == {})
+WATCHER = Rule("a group of keys; ~callbacks.NAME or ~logger.NAME leaves one out", NODE.accepts)
 PATH = Rule(
     "a path", lambda v: TEXT.accepts(v) and len(v.encode()) < 4000 and all(len(p.encode()) < 256 for p in v.split("/"))
 )
@@ -86,7 +87,8 @@ RULES: dict[str, Rule] = {
     r"seed": SEED,
     r"store|cache": PATH,
     r"budget|operator|runtime|model|dataset|stage(\.(optimizer|network))?|vast(\.offer)?": NODE,
-    r"(callbacks|logger)(\.\w+)?": NODE,
+    r"callbacks|logger": NODE,
+    r"(callbacks|logger)\.\w+": WATCHER,
     r"stage\.requires": Rule("null or a stage", lambda v: v is None),
     r"require": one_of("train", "found"),
     rf"budget\.({BUDGETS})": integer(1),

@@ -20,8 +20,7 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
 
     Ours: mae: mean absolute error, which is the CRPS of a single prediction. nrmse_worst: of the worst trajectory;
     worst_over_mean: relative to nrmse.
-    energy_excess: the most, over trajectories and frames, by which the prediction's energy (u^2/2, mean over points)
-    exceeds the truth's in the same frame, as a fraction of the truth's in the first frame here; 0 if it never does.
+    energy_excess: see below.
     diverged: the number of trajectories that did, see below; where values are not finite, means are inf or nan.
     """
     error = prediction - truth
@@ -29,8 +28,6 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
     relative = relative_error(prediction, truth)
     spectrum = mode_amplitudes(error)  # (T, N/2 + 1)
     bands = {"frmse_low": spectrum[:, :4], "frmse_mid": spectrum[:, 4:12], "frmse_high": spectrum[:, 12:]}
-    energy, true_energy = prediction.square().mean(-1) / 2, truth.square().mean(-1) / 2
-    excess = (energy - true_energy) / true_energy[:, :1]
     return {
         "rmse": float(error.square().mean(-1).sqrt().mean()),
         "nrmse": float(relative.mean()),
@@ -41,7 +38,7 @@ def field_metrics(prediction: Tensor, truth: Tensor) -> dict:
         "mae": float(error.abs().mean()),
         "nrmse_worst": float(relative.mean(1).max()),
         "worst_over_mean": float(relative.mean(1).max() / relative.mean()),
-        "energy_excess": float(excess.max().clamp(min=0)),
+        "energy_excess": energy_excess(prediction, truth),
         "diverged": int(diverged(prediction, truth).sum()),
         "nrmse_per_frame": relative.mean(0).tolist(),
         "nrmse_per_trajectory": relative.mean(1).tolist(),
@@ -56,6 +53,15 @@ def relative_error(prediction: Tensor, truth: Tensor) -> Tensor:
 def diverged(prediction: Tensor, truth: Tensor) -> Tensor:
     """Both (S, T, N) -> (S,): whether a trajectory is not finite somewhere, or has a frame whose nrmse is above 1."""
     return (~prediction.isfinite().all(-1) | (relative_error(prediction, truth) > 1)).any(1)
+
+
+def energy_excess(prediction: Tensor, truth: Tensor) -> float:
+    """Both (S, T, N): the most, over trajectories and frames, by which the prediction's energy (u^2/2, mean over
+    points) exceeds the truth's in the same frame, as a fraction of the truth's in the first frame here; 0 if it never
+    does.
+    """
+    energy, true_energy = prediction.square().mean(-1) / 2, truth.square().mean(-1) / 2
+    return float(((energy - true_energy) / true_energy[:, :1]).max().clamp(min=0))
 
 
 def mode_amplitudes(field: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ def hydras_passed_on() -> list[str]:
             if path == place or Path(path).is_absolute() or not is_tracked(ROOT, path):
                 has = "a rented machine has only what the repository has, at paths relative to it"
                 raise UserError(f"{override}: {has}: use hydra.searchpath=[file://FOLDER]")
+            refuse_untracked(ROOT, [path])
     return passed
 
 

@@ -12,18 +12,19 @@ from torch import Tensor
 from ups.config.build import build
 from ups.config.check import check, window_keys
 from ups.config.compose import plain
-from ups.console import screen
+from ups.console import console, screen
 from ups.data.batches import generator_of
 from ups.data.darus import PUBLISHED
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.bootstrap import interval, paired_ratio, paired_root_ratio
-from ups.evaluation.metrics import ensemble_metrics, field_metrics, rollout_nrmse
+from ups.evaluation.metrics import diverged, energy_excess, ensemble_metrics, field_metrics, rollout_nrmse
 from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_step, persistence
 from ups.files import alone_in, nulled, write_json
 from ups.memory import Lever, Memory
 from ups.stages.stage import Stage
+from ups.training.identity import differences
 from ups.training.load import Obtained, load_checkpoint
 from ups.training.runtime import Runtime, choose_threads, set_up
 
@@ -31,6 +32,8 @@ SHOWN = (
     "worst_over_mean", "one_step_nrmse", "rmse", "mae", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid",
     "frmse_high", "energy_excess", "diverged", "crps", "spread_skill", "coverage_50", "coverage_90",
 )  # fmt: skip
+TRAINED_FOR = ("nu", "nu_range", "points", "time_step", "initial_condition")  # keys of a dataset
+MANY = 10  # nus: more of them have no line each
 
 
 def run_evaluation(cfg: DictConfig) -> float:
@@ -70,6 +73,9 @@ def chosen_dataset(cfg: DictConfig, stages: dict[str, Obtained]) -> dict:
     chosen = plain(cfg.dataset) if "dataset" in cfg else own["checkpoint"]  # null leaves no key
     for key, dataset in own.items():
         refuse_seen(chosen, dataset, key)
+    scored, trained = ({key: node[key] for key in TRAINED_FOR if key in node} for node in (chosen, own["checkpoint"]))
+    if "nu" in scored and (others := differences(scored, trained)):
+        console.print(f"note: scored on other data than it was trained on ({', '.join(others)})")
     return chosen
 
 
@@ -88,13 +94,17 @@ def roll_out(
     members = predictors["surrogate"][1]
     noise = generator_of(runtime.device, 0)
     part = window.split(cfg.batch_size)[0]
-    levers = lambda: [Lever("batch_size", cfg.batch_size), Lever("members", members)]
+    kept = [Lever("members", members), Lever("dataset.test", len(window))]
+    rolling = Memory("the rollouts", lambda: [Lever("batch_size", cfg.batch_size), *kept], runtime.device)
+    scoring = Memory("the scores", lambda: kept, runtime.device)
     fields, scores = {}, {}
-    with Memory("the rollouts", levers, runtime.device):
+    with rolling:
         choose_threads(runtime, lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise))
-        for name, (step, count) in predictors.items():
-            rollouts = ensemble(step, window, count, cfg.batch_size)
-            scores[name] = scores_of(step, rollouts, window, cfg.batch_size)
+    for name, (step, count) in predictors.items():
+        with rolling:
+            rollouts, steps = ensemble(step, window, count, cfg.batch_size), one_step(step, window, cfg.batch_size)
+        with scoring:
+            scores[name] = scores_of(rollouts, steps, window)
             fields[name] = rollouts if name == "surrogate" else rollouts.mean(0)
     if stage.stochastic:
         scores["surrogate"] |= {"members": members, "evaluations_per_step": stage.evaluations_per_step}
@@ -113,7 +123,8 @@ def metrics_of(cfg: DictConfig, scores: dict[str, dict], versus: dict[str, dict]
 
 def title_of(stages: dict[str, Obtained], window: Trajectories) -> str:
     samples, frames, points = window.u.shape
-    nu = ", ".join(f"{value:g}" for value in window.nu.unique().tolist())
+    nus = [f"{value:g}" for value in window.nu.unique().tolist()]
+    nu = ", ".join(nus) if len(nus) <= MANY else f"{nus[0]} to {nus[-1]}"
     checkpoint, *compared = (each.entry.identity.folder for each in stages.values())
     title = f"{checkpoint}: nu {nu}, {points} points, {frames - 1} steps, {samples} trajectories"
     return title + "".join(f"; compare: {folder}" for folder in compared)
@@ -148,19 +159,24 @@ def predictor_of(stage: Stage, cfg: DictConfig) -> tuple[Predictor, int]:
     return stage.step, (cfg.members or stage.members) if stage.stochastic else 1
 
 
-def scores_of(step: Predictor, fields: Tensor, window: Trajectories, batch_size: int) -> dict:
-    """`fields` (M, S, T, N): the rollouts of `step` over the window; one if it is deterministic."""
+def scores_of(fields: Tensor, steps: Tensor, window: Trajectories) -> dict:
+    """`fields` (M, S, T, N): a predictor's rollouts over the window, one if it is deterministic; `steps` (S, T, N):
+    each of its steps from the true frame before. The errors are those of the members' mean; `diverged` counts, and
+    `energy_excess` is the largest, over all rollouts.
+    """
     truth = window.u[:, 1:]
     metrics = field_metrics(fields.mean(0), truth) | ensemble_metrics(fields, truth)
+    metrics["diverged"] = sum(int(diverged(each, truth).sum()) for each in fields)
+    metrics["energy_excess"] = float(torch.tensor([energy_excess(each, truth) for each in fields]).max())  # or nan
     if len(fields) > 1:
         _, low, high = paired_root_ratio(metrics["variance_per_trajectory"], metrics["square_error_per_trajectory"])
         metrics["spread_skill_interval"] = [low, high]
     nus, errors = window.nu.unique(), torch.tensor(metrics["nrmse_per_trajectory"])
-    if len(nus) > 1:
+    if 1 < len(nus) <= MANY:
         metrics["nrmse_of_nu"] = {f"{nu:g}": float(errors[window.nu.cpu() == nu.cpu()].mean()) for nu in nus}
     return metrics | {
         "nrmse_interval": interval(metrics["nrmse_per_trajectory"]),
-        "one_step_nrmse": rollout_nrmse(one_step(step, window, batch_size), truth),
+        "one_step_nrmse": rollout_nrmse(steps, truth),
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from ups.cli import run
-from ups.config.build import build
+from ups.config.build import build, keyed
 from ups.config.check import check
 from ups.config.compose import composed
 from ups.data.darus import PUBLISHED
@@ -51,7 +51,7 @@ def check_watchers(cfg: DictConfig) -> None:
         try:
             signature.bind(**dict.fromkeys(of_run | {name for name in node if not name.startswith("_")}))
         except TypeError as error:
-            raise UserError(f"{key}: {error}") from error
+            raise UserError(keyed(str(error), key, node)) from error
 
 
 if __name__ == "__main__":

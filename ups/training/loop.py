@@ -61,7 +61,7 @@ class Training:
     rows: list[dict[str, float]] = field(default_factory=list)  # the points of the charts so far
     seconds: float = 0.0  # in steps, over all starts
     required: str | None = None  # the SHA-256 of the prerequisite's weights, as the stage has them
-    made_by: dict[str, str | bool] = field(default_factory=dict)  # `Runtime.facts`
+    made_by: dict[str, str | bool | None] = field(default_factory=dict)  # `Runtime.facts`
     optimizer: SOAP = field(init=False)
     average: Average = field(init=False)  # of the weights: what is validated and kept
 
@@ -77,6 +77,12 @@ class Training:
     def is_complete(self) -> bool:
         return self.step == self.settings.steps and not self.needs_evaluation
 
+    @property
+    def provenance(self) -> dict[str, str | bool | int | None]:
+        """What the weights depend on beside the config; they are equal only up to rounding on another machine."""
+        # Another number of threads sums in another order, and so do more or fewer processes.
+        return self.made_by | {"threads": torch.get_num_threads(), "processes": processes()}
+
     def state(self) -> State:
         facts = {
             "digest": self.entry.identity.digest,
@@ -88,9 +94,7 @@ class Training:
             "values": {name: float(value) for name, value in self.values.items()},
             "rows": self.rows,
             "seconds": self.seconds,
-            "threads": torch.get_num_threads(),  # another number sums in another order,
-            "processes": processes(),  # and so do more or fewer processes
-        } | self.made_by
+        } | self.provenance
         return State(facts, {
             "network": self.stage.network.state_dict(),
             "average": self.average.network.state_dict(),

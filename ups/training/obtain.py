@@ -14,7 +14,7 @@ from ups.data.trajectories import Splits
 from ups.files import locked
 from ups.machine import processes
 from ups.models.step import called_networks
-from ups.provenance import provenance
+from ups.provenance import shortened_commit
 from ups.training.build import build_stage, check_data, key_of, settings_of
 from ups.training.distributed import by_first, first_ahead
 from ups.training.levers import building, evaluating, stepping
@@ -91,7 +91,7 @@ def train_stage(
         "score": training.best["rollout_nrmse"],
         "metrics": {"validation": training.best, "test": scores},
         "parameters": parameter_count(stage.network),
-        "made_by": provenance(runtime.device, runtime.precision),
+        "made_by": training.provenance,
         "requires": sha256,
         "skipped": training.skipped,
         "seconds": {"training": round(training.seconds, 1), "this_start": round(time.monotonic() - started, 1)},
@@ -111,10 +111,14 @@ def is_repeatable(state: State, runtime: Runtime) -> bool:
 def warn_of_changes(entry: Entry, state: State, runtime: Runtime) -> None:
     """Where a state goes on otherwise than it was begun; of what older ones do not tell, nothing is said."""
     before, now = state.facts, runtime.facts
-    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    told = lambda name, value: shortened_commit(value) if value and name == "git_commit" else value
+    changes = [
+        f"{name} {told(name, before[name])} -> {told(name, now[name])}"
+        for name in now if before.get(name, now[name]) != now[name]
+    ]  # fmt: skip
     if changes:
         console.print(
-            f"warning: {entry.path} goes on with {', '.join(changes)}: its weights will not be those of an "
+            f"warning: {entry.path} goes on with {', '.join(changes)}: its weights may not be those of an "
             "uninterrupted training"
         )
 

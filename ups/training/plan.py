@@ -7,7 +7,7 @@ from pathlib import Path
 from ups.console import console
 from ups.errors import UserError
 from ups.machine import processes
-from ups.provenance import git_commit
+from ups.provenance import git_commit, shortened_commit
 from ups.training.identity import Identity
 from ups.training.store import Entry
 
@@ -38,7 +38,7 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
         if entry.is_trained:
             commit = entry.result()["made_by"]["git_commit"]
             other = commit not in (None, git_commit())
-            why = place + (f", by the code of {commit[:9]}{commit[40:]}" if other else "")  # 40: perhaps "-dirty"
+            why = place + (f", by the code of {shortened_commit(commit)}" if other else "")
             if plan and plan[-1].action != "found":
                 why += f", of use only if {plan[-1].entry.identity.folder} comes out as it was"
             plan.append(Planned(entry, "found", why))

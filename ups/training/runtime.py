@@ -14,6 +14,7 @@ from torch import nn
 
 from ups.errors import UserError
 from ups.machine import cores, local_processes, local_rank, processes
+from ups.provenance import git_commit
 from ups.signals import stop_after
 from ups.training.distributed import by_first
 
@@ -32,10 +33,11 @@ class Runtime:
     max_skipped: int
 
     @property
-    def facts(self) -> dict[str, str | bool]:
+    def facts(self) -> dict[str, str | bool | None]:
         """What a training's weights depend on beside its config, and up to rounding or more."""
         made_by = {"device": self.device.type, "precision": self.precision, "compile": self.compile}
-        return made_by | {"torch": torch.__version__}
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        return made_by | {"gpu": gpu, "torch": torch.__version__, "git_commit": git_commit()}
 
     def autocast(self) -> AbstractContextManager:
         if self.precision == "float32":
