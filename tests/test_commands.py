@@ -110,6 +110,14 @@ def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     assert actions == [["trained"], ["found", "trained"]]
     returned = [float(line) for line in (tmp_path / "returned").read_text().splitlines()]
     assert returned == [result["score"] for result in results]
+    for result in results:
+        assert re.search(rf"│ stage={result['stage']} +│ +{result['score']:.3g} │", answer.stdout)
+
+
+def test_a_sweep_says_at_its_end_what_was_not_trained(command):
+    answer = command("train.py", "-m", "seed=-1,-2", "logger=none")
+    assert answer.returncode == 1 and answer.stderr.endswith("error: 2 of 2 jobs failed\n")
+    assert all(re.search(rf"│ seed=-{job} │ +not trained │", answer.stdout) for job in (1, 2))
 
 
 def test_a_run_that_is_refused_hides_nothing_from_the_proof(command, tmp_path):

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ups.callbacks.callback import Callback
@@ -25,6 +26,7 @@ from ups.memory import Lever, Memory
 from ups.provenance import git_commit
 from ups.runs.lookup import fetch_missing
 from ups.runs.record import write_record
+from ups.runs.sweep import Job
 from ups.signals import end_at_once_from_now_on
 from ups.training.build import try_out
 from ups.training.distributed import by_first, first_ahead, process_group
@@ -35,10 +37,13 @@ from ups.training.plan import Planned, make_plan, print_plan
 from ups.training.runtime import check_compiler, set_up
 
 
-def run_training(cfg: DictConfig) -> float:
-    """The score of the stage asked for: its validation rollout nRMSE."""
+def run_training(cfg: DictConfig, jobs: list[Job]) -> float:
+    """The score of the stage asked for: its validation rollout nRMSE. A sweep's job is added to `jobs`."""
     started = time.monotonic()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    folder, job = Path(hydra.runtime.output_dir), Job(list(hydra.overrides.task))
+    if hydra.mode == RunMode.MULTIRUN:
+        jobs.append(job)
     loggers: list[Logger] = []
     exit_code = 1
     with alone_in(folder) if rank() == 0 else nullcontext():
@@ -54,6 +59,7 @@ def run_training(cfg: DictConfig) -> float:
             with ExitStack() as finishing:  # each, whatever becomes of the others
                 for logger in loggers:
                     finishing.callback(logger.finish, exit_code)
+    job.result = result
     report(result, folder)
     return result["score"]
 
