@@ -86,14 +86,14 @@ def main() -> None:
     models = asked.models.split(",")
     node = checked(overrides(asked.nu, models[0], 0)).dataset
     dataset = build(node, "dataset")
-    dataset.load(Path("cache"), CPU)  # once, before the workers want it
+    dataset.load(Path("cache"))  # once, before the workers want it
     # Initial conditions of another seed: the models were developed while the test split of seed 0 was in sight.
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": 256}), "dataset")
-    tests = {"generated": unseen.load_test(Path("cache"), CPU)}
+    tests = {"generated": unseen.load_test(Path("cache"))}
     if asked.pdebench:
         protocol = (dataset.initial_frame, dataset.rollout_steps)
         published = PDEBenchBurgers(str(asked.pdebench), 1000, 64, None, 4, 5, 1, *protocol)
-        tests["pdebench"] = published.load_test(Path("cache"), CPU)
+        tests["pdebench"] = published.load_test(Path("cache"))
         if abs((nu := float(tests["pdebench"].nu[0])) - asked.nu) > 1e-6:
             parser.error(f"--pdebench={asked.pdebench} has nu {nu:g}, not --nu={asked.nu:g}")
 

@@ -128,10 +128,10 @@ def main() -> None:
     shared = [SEARCH_PATH, f"dataset.points={asked.points}"]
     node = checked(shared).dataset
     dataset = build(node, "dataset")
-    splits = dataset.load(Path("cache"), CPU)  # here, before the workers want it
+    splits = dataset.load(Path("cache"))  # here, before the workers want it
     validation = splits.validation.window(dataset.initial_frame, dataset.rollout_steps)
     unseen = build(OmegaConf.merge(node, {"seed": 1, "test": asked.trajectories}), "dataset")
-    window = unseen.load_test(Path("cache"), CPU).window(dataset.initial_frame, dataset.rollout_steps)
+    window = unseen.load_test(Path("cache")).window(dataset.initial_frame, dataset.rollout_steps)
 
     seconds = [asked.minutes * 60 * share / sum(asked.shares) for share in asked.shares]  # of each stage
     steps = {name: fitting_steps(name, seconds, shared) for name in TRAININGS}

@@ -57,7 +57,7 @@ def data(tmp_path_factory) -> Splits:
     dataset = Burgers(nu=0.01, train=16, validation=4, test=4, seed=0, solver_points=64, points=32, shifts=1,
                       frames=8, time_step=0.05, initial_frame=2, rollout_steps=5, nu_range=None,
                       initial_condition="sinusoids")  # fmt: skip
-    splits = dataset.load(tmp_path_factory.mktemp("data"), torch.device("cpu"))
+    splits = dataset.load(tmp_path_factory.mktemp("data"))
     return Splits(splits.train, splits.validation.window(2, 5), splits.test.window(2, 5))
 
 

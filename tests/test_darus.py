@@ -19,7 +19,6 @@ from ups.data import darus
 from ups.errors import UserError
 from ups.training.identity import identity_of
 
-CPU = torch.device("cpu")
 BLOCK = 500  # bytes; the file has 19 kB
 NAME = "1D_Burgers_Sols_Nu0.01.hdf5"
 
@@ -81,7 +80,7 @@ def part(path):
 
 
 def fetched(path):
-    return reader(path, download=True).load_test(path.parent, CPU)
+    return reader(path, download=True).load_test(path.parent)
 
 
 @pytest.mark.parametrize(

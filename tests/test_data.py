@@ -20,7 +20,6 @@ from ups.data.pdebench import PDEBenchBurgers
 from ups.data.solver import finite_volume, points_needed, solve, spectral
 from ups.errors import UserError
 
-CPU = torch.device("cpu")
 
 
 def initial(points: int) -> torch.Tensor:
@@ -43,10 +42,10 @@ def test_a_field_without_a_relative_error_is_refused(monkeypatch, tmp_path):
     for changed in ({"nu": 4.0}, {"nu": 1.0, "frames": 11}):  # what is left of it is nothing, or rounding
         settings = generator_settings(initial_condition="random_field", solver_points=512, time_step=0.2, **changed)
         with pytest.raises(UserError, match=rf"^dataset\.nu={changed['nu']}: a field decays to zero"):
-            Burgers(**settings).load_test(tmp_path, torch.device("cpu"))
+            Burgers(**settings).load_test(tmp_path)
     monkeypatch.setitem(INITIAL_CONDITIONS, "sinusoids", nothing)
     with pytest.raises(UserError, match=r"^dataset\.nu=0\.01: a field decays to zero"):
-        Burgers(**generator_settings()).load_test(tmp_path, torch.device("cpu"))
+        Burgers(**generator_settings()).load_test(tmp_path)
 
 
 def test_exact_solution_satisfies_the_equation():
@@ -184,14 +183,14 @@ def test_solvers_agree_with_neuraloperator():
 
 
 def test_generator_caches_and_splits_are_disjoint(tmp_path):
-    splits = Burgers(**generator_settings()).load(tmp_path, CPU)
+    splits = Burgers(**generator_settings()).load(tmp_path)
     assert splits.train.u.shape == (12, 5, 32)  # six trajectories on two interleaved grids
     first = [split.u[:, 0] for split in (splits.train, splits.validation, splits.test)]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         distance = torch.cdist(first[a], first[b]).min()
         assert distance > 1e-3, "two splits share an initial condition"
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("burgers/*.safetensors")}
-    again = Burgers(**generator_settings()).load(tmp_path, CPU)
+    again = Burgers(**generator_settings()).load(tmp_path)
     assert torch.equal(again.train.u, splits.train.u)
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.glob("burgers/*.safetensors")}
     assert len(files) == 3
@@ -202,22 +201,22 @@ def test_no_two_trajectories_of_the_published_sizes_are_alike(tmp_path, monkeypa
     monkeypatch.setattr("ups.data.workers.cores", lambda: 1)  # processes take longer to start than this does
     sizes = dict(nu=0.001, train=512, validation=64, test=256, solver_points=32, shifts=1, frames=2, time_step=1e-6,
                  initial_frame=0, rollout_steps=1)  # fmt: skip
-    splits = [Burgers(**generator_settings(**sizes, seed=seed)).load(tmp_path, CPU) for seed in (0, 1, 2)]
+    splits = [Burgers(**generator_settings(**sizes, seed=seed)).load(tmp_path) for seed in (0, 1, 2)]
     first = torch.cat([part.u[:, 0] for each in splits for part in (each.train, each.validation, each.test)])
     distance = torch.cdist(first, first) + torch.eye(len(first))
     assert len(first) == 3 * (512 + 64 + 256) and distance.min() > 1e-3
 
 
 def test_a_larger_test_set_generates_only_itself(tmp_path):
-    Burgers(**generator_settings()).load(tmp_path, CPU)
-    Burgers(**generator_settings(test=7)).load(tmp_path, CPU)
+    Burgers(**generator_settings()).load(tmp_path)
+    Burgers(**generator_settings(test=7)).load(tmp_path)
     assert len(list(tmp_path.glob("burgers/*.safetensors"))) == 4
 
 
 def test_a_range_of_nu_is_drawn_for_training_and_validation_alone(tmp_path):
     low, high = 0.002, 0.2
     settings = generator_settings(nu=[0.01, 0.1], nu_range=[low, high], train=30, validation=30)
-    splits = Burgers(**settings).load(tmp_path, CPU)
+    splits = Burgers(**settings).load(tmp_path)
     assert splits.test.nu.tolist() == pytest.approx([0.01] * 4 + [0.1] * 4)
     assert len(splits.train) == 60 and torch.equal(splits.train.nu[:30], splits.train.nu[30:])  # two grids
     for nu in (splits.train.nu[:30], splits.validation.nu):
@@ -226,16 +225,16 @@ def test_a_range_of_nu_is_drawn_for_training_and_validation_alone(tmp_path):
     first = [split.u[:, 0] for split in (splits.train, splits.validation, splits.test)]
     assert min(float(torch.cdist(first[a], first[b]).min()) for a, b in ((0, 1), (0, 2), (1, 2))) > 1e-3
     assert not set(splits.train.nu.tolist()) & set(splits.validation.nu.tolist())
-    again = Burgers(**settings).load(tmp_path, CPU)
+    again = Burgers(**settings).load(tmp_path)
     assert torch.equal(again.train.u, splits.train.u) and torch.equal(again.train.nu, splits.train.nu)
-    alone = Burgers(**generator_settings(nu=[0.01, 0.1], train=1, validation=1)).load(tmp_path, CPU)
+    alone = Burgers(**generator_settings(nu=[0.01, 0.1], train=1, validation=1)).load(tmp_path)
     assert torch.equal(alone.test.u, splits.test.u) and len(list(tmp_path.glob("burgers/test*.safetensors"))) == 2
 
 
 def test_a_trajectory_of_a_range_is_its_own_nus(tmp_path):
     """Each is the exact solution from its first frame at the nu that is told, also from several processes."""
     settings = generator_settings(nu_range=[0.02, 0.5], train=1, validation=40, solver_points=256, points=256, shifts=1)
-    validation = Burgers(**settings).load(tmp_path, CPU).validation
+    validation = Burgers(**settings).load(tmp_path).validation
     for k in range(0, 40, 8):
         truth = cole_hopf(validation.u[k : k + 1, 0], float(validation.nu[k]) / math.pi, [0.2], cell_centres(256))
         assert nrmse(validation.u[k : k + 1, 4:], truth) < 1e-3
@@ -248,7 +247,7 @@ def test_few_trajectories_are_generated_by_one_thread(tmp_path, monkeypatch):
         threads.append(torch.get_num_threads()), torch.ones(len(u0), frames, u0.shape[-1]))[1])  # fmt: skip
     torch.set_num_threads(2)
     try:
-        Burgers(**generator_settings()).load_test(tmp_path, CPU)
+        Burgers(**generator_settings()).load_test(tmp_path)
         assert threads == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -275,13 +274,13 @@ def test_random_fields_have_the_covariance_that_is_said(tmp_path):
     expected = 625 * (wave**2 + 25) ** -2.0
     assert power[0] < 1e-20 and torch.allclose(power[1:], expected[1:].double(), rtol=0.1)
     assert float(u.square().mean().sqrt()) == pytest.approx(0.59, abs=0.02)
-    other = Burgers(**generator_settings(initial_condition="random_field")).load_test(tmp_path, CPU)
-    usual = Burgers(**generator_settings()).load_test(tmp_path, CPU)
+    other = Burgers(**generator_settings(initial_condition="random_field")).load_test(tmp_path)
+    usual = Burgers(**generator_settings()).load_test(tmp_path)
     assert other.u.mean(-1).abs().max() < 0.01 < usual.u.mean(-1).abs().max() and other.u.shape == usual.u.shape
 
 
 def _generate(folder, queue):
-    queue.put(float(Burgers(**generator_settings(train=24)).load(folder, CPU).train.u.sum()))
+    queue.put(float(Burgers(**generator_settings(train=24)).load(folder).train.u.sum()))
 
 
 @pytest.mark.slow
@@ -300,7 +299,7 @@ def test_two_generators_of_one_cache_agree(tmp_path):
 
 
 def test_batches_depend_on_seed_and_step_alone(tmp_path):
-    data = Burgers(**generator_settings()).load(tmp_path, CPU).train
+    data = Burgers(**generator_settings()).load(tmp_path).train
     torch.manual_seed(1)
     a = batch_at(data, 4, 2, seed=0, step=7)
     torch.manual_seed(2)
@@ -335,7 +334,7 @@ def test_pdebench_reader_strides_and_splits(tmp_path):
     path = write_hdf5(tmp_path / "a.hdf5")
     with h5py.File(path) as file:
         full = torch.from_numpy(file["tensor"][:])
-    splits = reader(path, shifts=2).load(tmp_path, CPU)
+    splits = reader(path, shifts=2).load(tmp_path)
     assert torch.equal(splits.test.u, full[:4, ::5, ::4])
     assert torch.equal(splits.validation.u, full[4:7, ::5, ::4])
     assert torch.equal(splits.train.u, torch.cat((full[7:, ::5, ::4], full[7:, ::5, 1::4])))
@@ -350,18 +349,18 @@ def test_a_folder_of_files_is_one_dataset_in_the_order_of_their_names(tmp_path):
         write_hdf5(tmp_path / name, nu=nu, tensor=tensor)
     (tmp_path / "notes.txt").touch()
     dataset, strided = reader(tmp_path), torch.from_numpy(u)[:, :, ::5, ::4]
-    splits = dataset.load(tmp_path, CPU)
+    splits = dataset.load(tmp_path)
     for split, rows in ((splits.test, slice(4)), (splits.validation, slice(4, 7)), (splits.train, slice(7, None))):
         count = len(strided[0, rows])
         assert torch.equal(split.u, strided[:, rows].flatten(0, 1)) and len(split) == 2 * count
         assert split.nu.tolist() == pytest.approx([0.01] * count + [0.1] * count)
-    test = dataset.load_test(tmp_path, CPU)
+    test = dataset.load_test(tmp_path)
     assert torch.equal(test.u, splits.test.u) and torch.equal(test.nu, splits.test.nu)
 
     write_hdf5(tmp_path / "c.hdf5", frames=16)
     for load in (reader(tmp_path).load, reader(tmp_path).load_test):
         with pytest.raises(UserError, match=r"^dataset\.path: the files differ in frames, points or time step"):
-            load(tmp_path, CPU)
+            load(tmp_path)
 
 
 BAD_FILES = {
@@ -384,15 +383,15 @@ def test_pdebench_reader_says_what_is_wrong(fault, tmp_path):
     path = tmp_path / "bad.hdf5"
     make(path)
     with pytest.raises(UserError) as error:
-        reader(path).load(tmp_path, CPU)
+        reader(path).load(tmp_path)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_pdebench_reader_wants_enough_trajectories(tmp_path):
     path = write_hdf5(tmp_path / "a.hdf5")
     with pytest.raises(UserError, match=r"dataset\.test=12"):
-        reader(path, test=12).load(tmp_path, CPU)
-    assert len(reader(path, test=1000).load_test(tmp_path, CPU)) == 12
+        reader(path, test=12).load(tmp_path)
+    assert len(reader(path, test=1000).load_test(tmp_path)) == 12
 
 
 @pytest.mark.slow
@@ -410,7 +409,7 @@ def test_pdebench_reader_memory_on_a_file_of_2_gigabytes(tmp_path):
         "from ups.data.pdebench import PDEBenchBurgers\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         f"dataset = PDEBenchBurgers({str(path)!r}, 1000, 64, None, 4, 5, 1, 9, 31)\n"
-        "before = peak(); splits = dataset.load(Path('.'), torch.device('cpu'))\n"
+        "before = peak(); splits = dataset.load(Path('.'))\n"
         "size = sum(s.u.nbytes for s in (splits.train, splits.validation, splits.test)) / 2**20\n"
         "print(peak() - before - size)\n"
     )

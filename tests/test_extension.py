@@ -74,10 +74,10 @@ class Waves(Dataset):
     def __init__(self, initial_frame, rollout_steps, **counts):
         self.initial_frame, self.rollout_steps, self.counts = initial_frame, rollout_steps, counts
 
-    def load(self, cache, device):
+    def load(self, cache):
         return Splits(**{split: self.solved(split) for split in self.counts})
 
-    def load_test(self, cache, device):
+    def load_test(self, cache):
         return self.solved("test")
 
     def solved(self, split):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from test_data import CPU, generator_settings, reader, write_hdf5
+from test_data import generator_settings, reader, write_hdf5
 
 from ups.config.build import build
 from ups.config.check import check
@@ -94,7 +94,7 @@ def test_the_readers_strides_shifts_and_splits_are_slices(tmp_path, data):
     path = write_hdf5(tmp_path / "a.hdf5", *shape, tensor=u)
     splits = reader(
         path, test=test, validation=validation, space_stride=space, time_stride=time, shifts=shifts
-    ).load(tmp_path, CPU)
+    ).load(tmp_path)
     single = torch.from_numpy(u.astype("float32"))
     assert torch.equal(splits.test.u, single[:test, ::time, ::space])
     assert torch.equal(splits.validation.u, single[test:first, ::time, ::space])
@@ -109,7 +109,7 @@ def test_a_damaged_hdf5_file_loads_finite_or_is_one_line(tmp_path, place, bit, c
     content[place % len(content)] ^= 1 << bit
     path.write_bytes(content[: place % len(content)] if cut else content)
     try:
-        u = reader(path, time_stride=1).load_test(tmp_path, CPU).u
+        u = reader(path, time_stride=1).load_test(tmp_path).u
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
@@ -123,14 +123,14 @@ def test_a_damaged_hdf5_file_loads_finite_or_is_one_line(tmp_path, place, bit, c
 def test_a_file_of_wrong_content_is_one_line(changed, tmp_path):
     path = write_hdf5(tmp_path / "a.hdf5", **changed)
     with pytest.raises(UserError) as error:
-        reader(path).load(tmp_path, CPU)
+        reader(path).load(tmp_path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generated")
-    return folder, Burgers(**generator_settings()).load_test(folder, CPU).u
+    return folder, Burgers(**generator_settings()).load_test(folder).u
 
 
 @settings(few, max_examples=15)
@@ -142,7 +142,7 @@ def test_a_damaged_cache_is_set_aside_and_made_again(generated, tmp_path, place,
     content = bytearray(file.read_bytes())
     content[place % len(content)] ^= 1 << bit
     file.write_bytes({"flip": content, "cut": content[: place % len(content)], "empty": b"", "other": b"{}"}[fault])
-    assert torch.equal(Burgers(**generator_settings()).load_test(tmp_path, CPU).u, u)
+    assert torch.equal(Burgers(**generator_settings()).load_test(tmp_path).u, u)
     file.with_name(f"{file.name}.damaged").unlink()
 
 

@@ -12,7 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, SMALL, clean_environment, wait_for_line, workers_of
 from machines import wait_for
 from test_data import generator_settings
@@ -82,7 +81,7 @@ GENERATE = f"""
     from ups.data.generator import Burgers
 
     if __name__ == "__main__":
-        Burgers(**{DATA}).load(Path(sys.argv[1]), torch.device("cpu"))
+        Burgers(**{DATA}).load(Path(sys.argv[1]))
 """
 
 
@@ -114,7 +113,7 @@ def test_a_second_generator_takes_over_from_one_that_is_killed(tmp_path, monkeyp
     assert first.wait() == -signal.SIGKILL
 
     monkeypatch.setattr("ups.data.workers.cores", lambda: 1)  # here and now, without processes
-    Burgers(**DATA).load(tmp_path / "alone", torch.device("cpu"))
+    Burgers(**DATA).load(tmp_path / "alone")
     digests = [
         {file.name: read_tensors(file)[1]["sha256"] for file in tmp_path.glob(f"{cache}/burgers/*.safetensors")}
         for cache in ("cache", "alone")

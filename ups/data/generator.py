@@ -23,7 +23,7 @@ from ups.data.trajectories import Dataset, Splits, Trajectories
 from ups.data.workers import each_solved
 from ups.errors import UserError
 from ups.files import locked, set_aside
-from ups.memory import Lever, Memory
+from ups.memory import CPU, Lever, Memory
 from ups.tensors import Damaged, read_tensors, write_tensors
 
 SPLITS = ("train", "validation", "test")
@@ -52,13 +52,13 @@ class Burgers(Dataset):
         if solver_points % points:
             raise UserError(f"dataset.points={points} must divide dataset.solver_points={solver_points}")
 
-    def load(self, cache: Path, device: torch.device) -> Splits:
+    def load(self, cache: Path) -> Splits:
         """All three splits, generated where they are not in the cache."""
         self._check_shifts()
-        return Splits(**{split: self._load_split(split, cache, device) for split in SPLITS})
+        return Splits(**{split: self._load_split(split, cache) for split in SPLITS})
 
-    def load_test(self, cache: Path, device: torch.device) -> Trajectories:
-        return self._load_split("test", cache, device)
+    def load_test(self, cache: Path) -> Trajectories:
+        return self._load_split("test", cache)
 
     def example(self) -> Trajectories:
         """Of a training: it comes before `load`, and before anything is rented for that."""
@@ -72,15 +72,13 @@ class Burgers(Dataset):
         if self.shifts > most:
             raise UserError(f"dataset.shifts={self.shifts}: at most {most}, dataset.solver_points / dataset.points")
 
-    def _load_split(self, split: str, cache: Path, device: torch.device) -> Trajectories:
-        with Memory(f"the data for {split}", lambda: [Lever(f"dataset.{split}", self.counts[split])], device):
+    def _load_split(self, split: str, cache: Path) -> Trajectories:
+        with Memory(f"the data for {split}", lambda: [Lever(f"dataset.{split}", self.counts[split])], CPU):
             drawn = self.nu_range is not None and split != "test"
-            parts = [self._load_part(split, nu, cache, device) for nu in ([self.nu_range] if drawn else self.nu)]
+            parts = [self._load_part(split, nu, cache) for nu in ([self.nu_range] if drawn else self.nu)]
             return Trajectories(torch.cat([u for u, _ in parts]), torch.cat([nu for _, nu in parts]), self.time_step)
 
-    def _load_part(
-        self, split: str, nu: float | list[float], cache: Path, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
+    def _load_part(self, split: str, nu: float | list[float], cache: Path) -> tuple[Tensor, Tensor]:
         """u, and the nu of each trajectory, for one nu or for a range."""
         shifts = self.shifts if split == "train" else 1
         methods = {method_for(value / torch.pi, self.solver_points) for value in _as_list(nu)}
@@ -101,13 +99,13 @@ class Burgers(Dataset):
             with locked(file):
                 tensors = stored(file, key, damaged=set_aside)
                 if tensors is None:  # nor by the run that this one waited for
-                    tensors = self._generate(split, nu, shifts, device)
+                    tensors = self._generate(split, nu, shifts)
                     write_tensors(file, tensors, {"key": json.dumps(key)})
                     console.print(f"generated {file} ({file.stat().st_size / 1e6:.0f} MB)")
         u = tensors["u"]
         return u, tensors["nu"] if isinstance(nu, list) else torch.full((len(u),), nu)
 
-    def _generate(self, split: str, nu: float | list[float], shifts: int, device: torch.device) -> dict[str, Tensor]:
+    def _generate(self, split: str, nu: float | list[float], shifts: int) -> dict[str, Tensor]:
         """u: (shifts * count, T, N) float32, where the copies of one trajectory lie a solver's cell apart.
 
         nu: (shifts * count,) float32, of a range alone.
@@ -116,20 +114,21 @@ class Burgers(Dataset):
         u = torch.empty(count, self.frames, self.solver_points)  # the largest first: without memory it fails at once
         # The stream depends on the split and nu by their names, so no two parts share an initial condition.
         named_by = [round(value * 1e9) for value in _as_list(nu)]
-        stream = generator_of(torch.device("cpu"), self.seed, SPLITS.index(split), *named_by)
+        stream = generator_of(CPU, self.seed, SPLITS.index(split), *named_by)
         u0 = INITIAL_CONDITIONS[self.initial_condition](count, self.solver_points, stream)
         nus = log_uniform(*nu, count, stream) if isinstance(nu, list) else None
 
-        # Chunks of like speed or nu: all of a chunk take the steps of its fastest. On a GPU, everything is one chunk.
+        # Chunks of like speed or nu: all of a chunk take the steps of its fastest. So a GPU, for which they are too
+        # small, would make other data of the same name.
         order = (u0.abs().amax(-1) if nus is None else nus).argsort()
         chunks = [
             (rows, u0[rows], nu / torch.pi if nus is None else nus[rows, None] / torch.pi)
-            for rows in order.split(CHUNK if device.type == "cpu" else count)
+            for rows in order.split(CHUNK)
         ]
-        solve_chunk = partial(solve_frames, frames=self.frames, time_step=self.time_step, device=device)
+        solve_chunk = partial(solve_frames, frames=self.frames, time_step=self.time_step)
         with Bar(f"generating {split}, nu {named(nu)}", count) as bar:
             done = 0
-            for rows, frames in each_solved(solve_chunk, chunks, device):
+            for rows, frames in each_solved(solve_chunk, chunks):
                 u[rows] = frames
                 done += len(rows)
                 bar.update(done)
@@ -174,8 +173,6 @@ def stored(
         return None
 
 
-def solve_frames(u0: Tensor, kappa: float | Tensor, frames: int, time_step: float, device: torch.device) -> Tensor:
+def solve_frames(u0: Tensor, kappa: float | Tensor, frames: int, time_step: float) -> Tensor:
     """u0: (B, M) float64, kappa: one, or (B, 1) -> (B, T, M) float32."""
-    times = [frame * time_step for frame in range(frames)]
-    kappa = kappa.to(device) if isinstance(kappa, Tensor) else kappa
-    return solve(u0.to(device, torch.float32), kappa, times).float().cpu()
+    return solve(u0.float(), kappa, [frame * time_step for frame in range(frames)])

@@ -38,7 +38,7 @@ class PDEBenchBurgers(Dataset):
         if shifts > space_stride:
             raise UserError(f"dataset.shifts={shifts}: at most dataset.space_stride={space_stride}")
 
-    def load(self, cache: Path, device: torch.device) -> Splits:
+    def load(self, cache: Path) -> Splits:
         parts = {"test": [], "validation": [], "train": []}
         for path in self.files:
             with self._open(path) as file:
@@ -60,7 +60,7 @@ class PDEBenchBurgers(Dataset):
                         parts[split].append(read(*rows))
         return Splits(**{split: _joined(each) for split, each in parts.items()})
 
-    def load_test(self, cache: Path, device: torch.device) -> Trajectories:
+    def load_test(self, cache: Path) -> Trajectories:
         """The test set alone; a file that holds fewer trajectories is a test set as a whole."""
         parts = []
         for path in self.files:

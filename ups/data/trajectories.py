@@ -79,11 +79,11 @@ class Dataset(ABC):
     rollout_steps: int
 
     @abstractmethod
-    def load(self, cache: Path, device: torch.device) -> Splits:
-        """On the CPU. `cache` is a folder for what is generated, on `device`; it may not exist yet."""
+    def load(self, cache: Path) -> Splits:
+        """On the CPU. `cache` is a folder for what is generated; it may not exist yet."""
 
     @abstractmethod
-    def load_test(self, cache: Path, device: torch.device) -> Trajectories:
+    def load_test(self, cache: Path) -> Trajectories:
         """The test split alone."""
 
     def example(self) -> Trajectories | None:

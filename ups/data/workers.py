@@ -1,4 +1,4 @@
-"""The processes in which a CPU solves trajectories: one a core, ended with the run however that ends."""
+"""The processes that solve trajectories: one a core, ended with the run however that ends."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -15,10 +15,10 @@ from ups.errors import UserError
 from ups.machine import cores
 
 
-def each_solved(solve_chunk: Callable, chunks: list[tuple], device: torch.device) -> Iterator:
-    """Of chunks (rows, u0, kappa): (rows, their solution) as they come, on a CPU from one process a core."""
+def each_solved(solve_chunk: Callable, chunks: list[tuple]) -> Iterator:
+    """Of chunks (rows, u0, kappa): (rows, their solution) as they come, from one process a core."""
     workers = min(cores(), len(chunks))
-    if device.type != "cpu" or workers == 1:
+    if workers == 1:
         with one_thread():
             for rows, u0, kappa in chunks:
                 yield rows, solve_chunk(u0, kappa)

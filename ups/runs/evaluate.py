@@ -150,7 +150,7 @@ def scored_window(cfg: DictConfig, chosen: dict, runtime: Runtime) -> Trajectori
     dataset = build(OmegaConf.create(chosen), "dataset")
     initial_frame = dataset.initial_frame if cfg.initial_frame is None else cfg.initial_frame
     rollout_steps = dataset.rollout_steps if cfg.rollout_steps is None else cfg.rollout_steps
-    test = dataset.load_test(Path(cfg.cache), runtime.device)
+    test = dataset.load_test(Path(cfg.cache))
     return test.window(initial_frame, rollout_steps, window_keys(cfg)).to(runtime.device)
 
 

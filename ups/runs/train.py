@@ -83,7 +83,7 @@ def train_chain(cfg: DictConfig, folder: Path, loggers: list[Logger], started: f
     @cache
     def data() -> Splits:
         with first_ahead():
-            splits = dataset.load(Path(cfg.cache), runtime.device)
+            splits = dataset.load(Path(cfg.cache))
         protocol = (dataset.initial_frame, dataset.rollout_steps, window_keys(cfg))
         train = Lever("dataset.train", cfg.dataset.train or len(splits.train))
         with Memory("the data", lambda: [train], runtime.device):
