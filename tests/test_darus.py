@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import torch
 from conftest import ROOT, train_config
 from machines import wait_for
 from test_data import reader, write_hdf5

@@ -21,7 +21,6 @@ from ups.data.solver import finite_volume, points_needed, solve, spectral
 from ups.errors import UserError
 
 
-
 def initial(points: int) -> torch.Tensor:
     return random_sinusoids(3, points, torch.Generator().manual_seed(3))
 
