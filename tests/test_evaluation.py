@@ -208,6 +208,15 @@ def test_rollout_feeds_back_and_one_step_does_not():
     assert rollout_nrmse(truth, truth) == 0
 
 
+def test_nu_stays_with_its_trajectory():
+    nu = torch.tensor([1.0, 2.0, 3.0])
+    u = nu[:, None, None] ** torch.arange(5.0)[:, None].expand(5, 4)  # frame k is nu^k
+    window = Trajectories(u.contiguous(), nu, 0.05)
+    grow = lambda u, nu, time_step, generator: u * nu[:, None]
+    for predicted in (rollout(grow, window, batch_size=2), one_step(grow, window, batch_size=1)):
+        assert torch.equal(predicted, u[:, 1:])
+
+
 def test_members_have_their_own_noise_and_can_be_repeated():
     noisy = lambda u, nu, time_step, generator: u + torch.randn(u.shape, generator=generator)
     members = ensemble(noisy, window(), 2)

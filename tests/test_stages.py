@@ -13,6 +13,7 @@ from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb
 from ups.data.batches import batch_at
 from ups.data.symmetries import galilean, rolled
 from ups.errors import UserError
+from ups.models.corrector import UNIT
 from ups.models.step import called_networks
 from ups.stages import operator as stages_operator
 from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midpoint_step
@@ -154,6 +155,69 @@ def test_the_velocity_that_is_learned_is_the_one_that_is_followed(evaluations, d
     stage.evaluations_per_step = evaluations
     assert z1.abs().mean() > 0.1 and stage.loss(batch)[1]["velocity_loss"] < 1e-6
     torch.testing.assert_close(stage.sample(velocity, lambda: torch.randn(z1.shape)), z1, rtol=1e-4, atol=1e-4)
+
+
+def residual_of(stage, batch):
+    """What a stage's operator leaves of the truth, in its own state: (opened, residual)."""
+    with torch.no_grad():
+        opened = stage.networks()[0].opened(batch.u[:, 0], batch.nu, batch.time_step)
+        return opened, opened.to_state(batch.u[:, 1]) - opened.after
+
+
+def test_a_step_adds_the_mean_and_the_sample_that_the_loss_taught(data):
+    stage, batch = diffusion(), batch_at(data.train, 8, 1, 0, 0)
+    disturb(stage.operator.network)
+    opened, residual = residual_of(stage, batch)
+    without_sum = residual - residual.mean(-1, keepdim=True)
+    mean, scale = 0.5 * without_sum, residual.abs().amax(-1, keepdim=True).expand_as(residual)
+    z1 = (residual - mean) / scale
+    stage.network.moments = lambda *_: (mean, scale)
+    stage.network.velocity = lambda z, t, *_: (z1 - z) / (1 - t)
+    assert stage.loss(batch)[1]["velocity_loss"] < 1e-6
+    stepped = stage.step(batch.u[:, 0], batch.nu, batch.time_step, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(stepped, opened.to_field(opened.after + without_sum), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["diffusion_residual", "consistency_distill"])
+def test_the_path_that_is_learned_ends_at_the_residual_without_its_mean(name, data):
+    """Where it passes at t is t z1 and noise: by least squares, z1 once."""
+    stage, batch = STAGES[name](), batch_at(data.train, 64, 2, 0, 0)
+    batch = replace(batch, u=batch.u[:, : stage.frames_per_sample])
+    corrector = stage.networks()[1]
+    disturb(stage.networks()[0])
+    _, residual = residual_of(stage, batch)
+    scale = residual.abs().amax(-1, keepdim=True).expand_as(residual) / 5
+    corrector.moments = lambda opened, *_: tuple(
+        each.repeat(len(opened.after) // len(batch.u), 1) for each in (residual / 2, scale)
+    )
+    passed = []
+    velocity = corrector.velocity
+    corrector.velocity = lambda z, t, *rest: passed.append((z, t)) or velocity(z, t, *rest)
+    stage.loss(batch)
+    z, t = passed[-1]
+    end = t * residual / 2 / scale
+    assert float((z * end).sum() / end.square().sum()) == pytest.approx(1, abs=0.2)
+
+
+def test_the_scale_that_is_learned_is_laplaces(data):
+    stage, batch = diffusion(), batch_at(data.train, 8, 1, 0, 0)
+    _, left = residual_of(stage, batch)
+    likeliest, losses = 2**0.5 * left.abs().mean(), []
+    for factor in (0.9, 1.0, 1.1):
+        stage.network.moments = lambda *_, factor=factor: (0 * left, (factor * likeliest).expand_as(left))
+        losses.append(float(stage.loss(batch)[1]["scale_loss"]))
+    assert losses[1] < min(losses[0], losses[2])
+
+
+def test_half_precision_is_for_the_correction_alone(data):
+    """What the operator gets wrong is below it."""
+    stage, batch = diffusion(), batch_at(data.train, 8, 1, 0, 0)
+    disturb(*stage.networks())
+    step = lambda: stage.step(batch.u[:, 0], batch.nu, batch.time_step, torch.Generator().manual_seed(0))
+    whole = step()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = step()
+    assert 0 < (half - whole).abs().max() < UNIT * whole.std()
 
 
 def test_members_of_the_diffusion_differ(data):

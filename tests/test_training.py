@@ -196,7 +196,24 @@ def test_the_best_weights_are_kept_by_validation_not_by_the_last_step(name, scor
     assert all(torch.equal(value, weights[1][key]) for key, value in run.stage.network.state_dict().items())
 
 
-@pytest.mark.parametrize("change", [{"symmetries": ["translation"]}, {"ema_decay": 0.0}, {"clip": 1e-3}], ids=str)
+def test_the_average_is_the_one_that_is_said():
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    average, expected = Average(network, 0.9), 0.0
+    for step in range(100):
+        network.weight.data.fill_(step + 1.0)
+        average.update(network, step)
+        decay = min(0.9, (step + 1) / (step + 10))
+        expected = decay * expected + (1 - decay) * (step + 1)
+    assert float(average.network.weight) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"symmetries": ["translation"]}, {"ema_decay": 0.0}, {"clip": 1e-3}, {"warmup": 0.8}, {"weight_decay": 0.1},
+     {"betas": [0.5, 0.95]}, {"betas": [0.95, 0.5]}],
+    ids=str,
+)  # fmt: skip
 def test_each_setting_of_the_loop_changes_the_weights(change, data, tmp_path):
     weights = []
     for settings in ({}, {}, change):
