@@ -50,6 +50,11 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
     ]  # fmt: skip
     assert result["stage"] == "consistency_distill" and result["seed"] == 0
     assert result["score"] == result["metrics"]["validation"]["rollout_nrmse"] > 0
+    score, test = result["score"], result["metrics"]["test"]
+    assert (
+        f"rollout nRMSE of the ensemble's mean {score:.2e} on validation, {test['rollout_nrmse']:.2e} on test "
+        f"trajectories, CRPS {test['crps']:.2e}; one step of one member {test['one_step_nrmse']:.2e}\n"
+    ) in answer.stderr
     assert (tmp_path / result["checkpoint"] / "weights.safetensors").exists()
     assert {path.name for path in (folder / "figures").iterdir()} == {
         *(f"{name}_{kind}.png" for name in STAGES for kind in ("space_time", "error", "spectrum")),
@@ -248,6 +253,11 @@ def diffusion(tmp_path_factory, cache) -> Path:
     return folder
 
 
+def shown(table: str, measure: str) -> list[str]:
+    """The cells of a measure's row."""
+    return [cell.strip() for cell in re.search(rf"^│ {measure} +│(.*)│$", table, re.MULTILINE)[1].split("│")]
+
+
 @pytest.mark.xdist_group("evaluate")
 def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path, cache, diffusion):
     scored = {}
@@ -280,7 +290,13 @@ def test_evaluate_gives_the_metrics_beside_baselines(command, tmp_path, cache, d
         if name == "diffusion_residual":
             low, high = metrics["spread_skill_interval"]
             assert low < metrics["spread_skill"] < high
-        assert "persistence" in answer.stdout
+        columns = {name: metrics["baselines"][name] for name in ("persistence", "solver")}
+        for measure in ("nrmse", "rmse", "mae", "crps", "one_step_nrmse", "worst_over_mean"):
+            told = [f"{scores[measure]:.3g}" for scores in (metrics, *columns.values())]
+            assert shown(answer.stdout, measure)[:3] == told
+        for measure, key in (("nrmse ratio", "ratio"), ("crps ratio", "crps_ratio")):
+            told = [f"{metrics[f'versus_{other}'][key]:.3g}" for other in columns]
+            assert shown(answer.stdout, measure)[1:3] == told
         figures = {"space_time", "error", "spectrum"} | ({"ensemble"} if name == "diffusion_residual" else set())
         assert {path.stem for path in (folder / "figures").iterdir()} == {f"{name}_{kind}" for kind in figures}
         assert ("versus_compare" in metrics) == ("compare" in answer.stdout) == (name == "diffusion_residual")

@@ -11,7 +11,7 @@ from ups.data.solver import finite_volume
 from ups.data.trajectories import Trajectories
 from ups.errors import UserError
 from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, rollout_nrmse
-from ups.evaluation.plots import ensemble_panels, save_figures, space_time
+from ups.evaluation.plots import ensemble_panels, figures_of, save_figures, space_time
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, rollout
 from ups.files import nulled, write_json
 from ups.runs.evaluate import refuse_seen, scores_of
@@ -135,6 +135,24 @@ def test_a_rollout_that_blew_up_is_counted_and_can_be_written(bad, tmp_path):
     assert drawn.get_clim() == pytest.approx((-float(truth[1].max()), float(truth[1].max())) if bad == bad else (0, 0))
 
 
+def test_the_figures_show_the_median_trajectory_and_all_errors():
+    truth = 1 + torch.rand(3, 4, 32, generator=torch.Generator().manual_seed(0))
+    prediction = truth * torch.tensor([1.1, 1.3, 1.2])[:, None, None]
+    figures = figures_of("any", prediction[None], truth, 0.05, {"persistence": 2 * truth})
+    panels = [torch.tensor(axis.images[0].get_array()) for axis in figures["space_time"].axes if axis.images]
+    for panel, field in zip(panels, (truth[2], prediction[2], 0.2 * truth[2]), strict=True):
+        torch.testing.assert_close(panel, field)
+    assert figures["space_time"].get_suptitle() == "any: median trajectory, nRMSE 2.0e-01"
+    curves = {line.get_label(): line for line in figures["error"].axes[0].lines}
+    assert curves["surrogate"].get_xdata() == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert curves["surrogate"].get_ydata() == pytest.approx([0.2] * 4)
+    assert curves["persistence"].get_ydata() == pytest.approx([1] * 4)
+    modes = {line.get_label(): line.get_ydata() for line in figures["spectrum"].axes[0].lines}
+    for label, field in {"truth": truth, "surrogate": prediction, "error": prediction - truth}.items():
+        power = torch.fft.rfft(field[:, -1]).abs().square().mean(0) / 32**2
+        assert modes[label] == pytest.approx(power.sqrt()[1:].numpy(), rel=1e-4)
+
+
 def test_an_ensemble_has_a_figure_of_its_own(tmp_path):
     members, truth = torch.randn(9, 3, 4, 32, generator=torch.Generator().manual_seed(0)).split((8, 1))
     save_figures(tmp_path, "any", members, truth[0], 0.05, {})
@@ -145,8 +163,11 @@ def test_an_ensemble_has_a_figure_of_its_own(tmp_path):
     assert few == ["33% interval", "truth"] and figure.axes[0].get_legend_handles_labels()[1] == [
         "78% interval", "33% interval", "truth"
     ]  # fmt: skip
-    ranks = [bar.get_height() for bar in figure.axes[3].patches]
-    assert ranks == pytest.approx(ensemble_metrics(members, truth[0])["rank_histogram"])
+    scores = ensemble_metrics(members, truth[0])
+    assert [bar.get_height() for bar in figure.axes[3].patches] == pytest.approx(scores["rank_histogram"])
+    spread, error = (line.get_ydata() for line in figure.axes[2].lines)
+    assert error == pytest.approx((members.mean(0) - truth[0]).square().mean((0, 2)).sqrt().numpy())
+    assert spread / error == pytest.approx(scores["spread_skill_per_frame"])
 
 
 def test_crps_equals_its_definition():

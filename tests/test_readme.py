@@ -6,13 +6,17 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, clean_environment, foreign
 
+from benchmarks import accuracy, stages
 from benchmarks.trainings import significant
 from ups.config.check import check
 from ups.config.compose import composed
+from ups.evaluation.bootstrap import paired_ratio
+from ups.files import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # in order: a reader types one after the other
 
@@ -113,6 +117,36 @@ def test_the_tables_of_a_page_are_the_reports(page, folder, least):
     text = (ROOT / "docs" / page).read_text()
     reports = sorted((ROOT / "docs" / folder).glob("*.md"))
     assert len(reports) >= least and not [report.name for report in reports if report.read_text().strip() not in text]
+
+
+@pytest.mark.parametrize("file", ["accuracy/nu0.001", "accuracy/nu0.01", "stages/points256", "stages/points64"])
+def test_a_reports_table_is_made_of_its_figures(file):
+    report = ROOT / "docs" / file
+    table = {"accuracy": accuracy.table, "stages": stages.table}[report.parent.name]
+    assert table(read_json(Path(f"{report}.json"))) == Path(f"{report}.md").read_text()
+
+
+def test_the_sentences_on_stage_3_are_those_of_the_reports():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    full, fine = "operator, full time", {}
+    for points in (256, 64):
+        rows = read_json(ROOT / "docs" / "stages" / f"points{points}.json")["rows"]
+        student, dressed = rows["student (stage 3), 1 evaluation"], rows[f"{full}, dressed with its errors"]
+        fine[points] = student[f"versus {full}"] | {
+            "dressed": paired_ratio(student["crps_per_trajectory"], dressed["crps_per_trajectory"])
+        }
+    below = lambda ratio: f"{100 * (1 - ratio):.0f}"
+    versus = fine[256]
+    seeds, (ratio, low, high) = sorted(versus["crps_of_seeds"]), versus["dressed"]
+    above = [f"{100 * (each - 1):.0f}" for each in (versus["nrmse"][0], *sorted(versus["nrmse_of_seeds"]))]
+    assert (
+        f"is {below(versus['crps'][0])} % below the error of the operator that was trained for the whole time "
+        f"({below(seeds[-1])} to {below(seeds[0])} % in the three seeds) and {below(ratio)} % below that of the "
+        f"dressed operator [{below(high)}, {below(low)}]; the nRMSE of its mean is {above[0]} % above that operator's "
+        f"({above[1]} to {above[-1]} %)"
+    ) in text
+    crps, dressed = ("{:.2f} [{:.2f}, {:.2f}]".format(*fine[64][each]) for each in ("crps", "dressed"))
+    assert f"its CRPS is {crps} of the full-time operator's error and {dressed} of the dressed operator's CRPS" in text
 
 
 def test_the_stages_in_the_readme_are_those_of_the_report():

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -351,6 +352,25 @@ def test_what_was_trained_on_other_weights_is_not_used(chain, data, capsys):
         check_foreign(entry, entry.required_sha256(), RUNTIME)
     with pytest.raises(UserError, match=f"was trained on other weights of {chain.below.path.name}: remove"):
         load_chain(chain.identity, entry.root, RUNTIME)
+
+
+def test_a_kill_while_a_training_is_finished_leaves_it_unfinished(chain, data, monkeypatch):
+    """The result, by which an entry counts as trained, is written after all it needs."""
+    chain.entry.save_state(chain.training(data).state())
+    for file in ("tensors", "csv"):
+        monkeypatch.setattr(f"ups.training.store.write_{file}", killed := Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            chain.entry.finish(chain.stage.network.state_dict(), [{"step": 1.0}], SCORES)
+        assert killed.called and chain.entry.is_started and not chain.entry.is_trained
+        monkeypatch.undo()
+
+
+def test_weights_that_another_result_was_written_for_are_refused(chain):
+    weights = (chain.below.path / "weights.safetensors").read_bytes()
+    chain.train_below(1)
+    (chain.below.path / "weights.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match=r"is damaged \(it is not the one that result\.json was written for\)"):
+        chain.below.load_weights(chain.required.network)
 
 
 @pytest.mark.parametrize("change", ["trained again", "removed"])

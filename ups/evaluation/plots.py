@@ -120,11 +120,20 @@ def median_trajectory(prediction: Tensor, truth: Tensor) -> int:
 def save_figures(
     folder: Path, name: str, members: Tensor, truth: Tensor, time_step: float, others: dict[str, Tensor]
 ) -> None:
-    """The figures of (M, S, T, N) rollouts and their mean as `folder/NAME_*.png`, of the median trajectory.
+    """`figures_of` as `folder/NAME_*.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, figure in figures_of(name, members, truth, time_step, others).items():
+        save = lambda partial, figure=figure: figure.savefig(partial, format="png", dpi=120)
+        write(folder / f"{name}_{kind}.png", save)
+
+
+def figures_of(
+    name: str, members: Tensor, truth: Tensor, time_step: float, others: dict[str, Tensor]
+) -> dict[str, Figure]:
+    """Of (M, S, T, N) rollouts and their mean; of one trajectory it is the median one.
 
     truth and others: (S, T, N). One member is a deterministic prediction, and has no figure of an ensemble.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     prediction = members.mean(0)
     shown = median_trajectory(prediction, truth)
     error = float(relative_error(prediction[shown], truth[shown]).mean())
@@ -142,6 +151,4 @@ def save_figures(
     }
     if len(members) > 1:
         figures["ensemble"] = ensemble_panels(members, truth, time_step, f"{title}: {len(members)} members")
-    for kind, figure in figures.items():
-        save = lambda partial, figure=figure: figure.savefig(partial, format="png", dpi=120)
-        write(folder / f"{name}_{kind}.png", save)
+    return figures
