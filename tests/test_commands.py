@@ -116,7 +116,7 @@ def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     returned = [float(line) for line in (tmp_path / "returned").read_text().splitlines()]
     assert returned == [result["score"] for result in results]
     for result in results:
-        assert re.search(rf"│ stage={result['stage']} +│ +{result['score']:.3g} │", answer.stdout)
+        assert re.search(rf"│ stage={result['stage']} +│ +{result['score']:.2e} │", answer.stdout)
 
 
 def test_a_sweep_says_at_its_end_what_was_not_trained(command):
@@ -240,6 +240,26 @@ def test_an_unreachable_server_does_not_stop_a_training(command, tmp_path):
     assert "wandb: offline" in answer.stderr and answer.stderr.count("warning: ") == 1  # no look at its checkpoints
     (folder,) = run_folders(tmp_path)
     assert len(metrics_of(folder)) == len(wandb_log.read(folder).points("training/operator/loss")) == 5
+
+
+@pytest.mark.xdist_group("evaluate")
+def test_the_store_is_listed_with_what_is_not_as_by_default(tmp_path, diffusion):
+    shutil.copytree(diffusion / "store", tmp_path / "store")
+    (operator,), (corrector,) = (tmp_path.glob(f"store/{name}-*/") for name in STAGES[:2])
+    score = json.loads((corrector / "result.json").read_text())["score"]
+    (operator / "result.json").unlink()
+    (tmp_path / "store" / "unknown-0").mkdir()
+    (tmp_path / "store" / "unknown-0" / "identity.json").write_text("{}")
+    listed = subprocess.run(
+        [sys.executable, "-m", "ups.runs.stored", "store"], cwd=tmp_path, text=True, check=True, capture_output=True,
+        env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
+    ).stdout  # fmt: skip
+    lines = dict(zip(listed.splitlines()[:-1:2], listed.splitlines()[1::2], strict=True))
+    told = rf"{corrector.name}  6 steps, nRMSE {score:.2e} on validation, \S+ on test, CRPS \S+"
+    for head in (told, f"{operator.name}  0 of 6 steps"):
+        (changed,) = (keys for line, keys in lines.items() if re.fullmatch(head, line))
+        assert " dataset.nu=0.01 " in changed and "model." not in changed
+    assert listed.splitlines()[-1] == "unknown-0  store/unknown-0/identity.json is no stage's"
 
 
 @pytest.fixture(scope="module")
