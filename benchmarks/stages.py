@@ -18,7 +18,6 @@ docs/stages/.
 """
 
 import argparse
-import copy
 import os
 import statistics
 import sys
@@ -218,7 +217,7 @@ def scores_of(row: Row, run: dict, window: Trajectories, validation: Trajectorie
 
 
 def fresh_scores(row: Row, stage: Stage, window: Trajectories, validation: Trajectories) -> dict:
-    stage = with_evaluations(stage, row.evaluations)
+    stage = stage.with_evaluations(row.evaluations) if row.evaluations else stage
     truth = window.u[:, 1:]
     fields = ensemble(stage.step, window, ALL_MEMBERS if stage.stochastic else 1)
     if row.dressed:
@@ -235,16 +234,10 @@ def fresh_scores(row: Row, stage: Stage, window: Trajectories, validation: Traje
 
 def milliseconds_of(row: Row, run: dict, window: Trajectories) -> float:
     """Of one step of one trajectory, in a batch of 64 on one thread."""
-    stage, part, noise = with_evaluations(run["stage"], row.evaluations), window.split(64)[0], generator_of(CPU, 0)
+    stage, part, noise = run["stage"], window.split(64)[0], generator_of(CPU, 0)
+    stage = stage.with_evaluations(row.evaluations) if row.evaluations else stage
     with torch.no_grad():
         return milliseconds(lambda: stage.step(part.u[:, 0], part.nu, part.time_step, noise)) / len(part)
-
-
-def with_evaluations(stage: Stage, count: int | None) -> Stage:
-    if count is not None:
-        stage = copy.copy(stage)  # other rows have the same one
-        stage.evaluations_per_step = count
-    return stage
 
 
 def plain_scores(window: Trajectories) -> dict:

@@ -383,10 +383,13 @@ def test_evaluate_names_each_nu_and_members_are_of_either_stage(command, tmp_pat
     assert re.search(r"spread_skill +│ +│ +│ +│ +[0-9]", answer.stdout)  # the last column, of `compare`, alone has one
     assert "of nu 0.05" in answer.stdout and "nu 0.05, 0.1, 64 points, 5 steps" in answer.stdout
 
+    answer = command("evaluate.py", f"checkpoint={operator}", "evaluations_per_step=1")
+    assert answer.returncode == 1 and "evaluations_per_step=1: operator has no flow to evaluate" in answer.stderr
     next(tmp_path.rglob("metrics.json")).unlink()
-    chosen = ["members=3", "initial_frame=2", "rollout_steps=5"]
+    chosen = ["members=3", "initial_frame=2", "rollout_steps=5", "evaluations_per_step=1", f"compare={corrector}"]
     assert command("evaluate.py", f"checkpoint={corrector}", *chosen, *fields).returncode == 0
     others = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
+    assert others["evaluations_per_step"] == 1 and others["versus_compare"]["crps_ratio"] != 1
     assert others["members"] == 3 and len(others["rank_histogram"]) == 4
     of_persistence = [each["baselines"]["persistence"]["nrmse_per_frame"] for each in (metrics, others)]
     assert all(late != early for late, early in zip(*of_persistence, strict=True))

@@ -75,7 +75,7 @@ SEED = integer(0, 2**63 - 1)
 SECONDS = number(0, 1e6, open_low=True)
 
 TRAINING = r"seed|store|cache|require|budget|operator|runtime|stage|model|dataset|callbacks|logger"
-SCORING = r"checkpoint|compare|initial_frame|rollout_steps|members|batch_size|cache|dataset"
+SCORING = r"checkpoint|compare|initial_frame|rollout_steps|members|evaluations_per_step|batch_size|cache|dataset"
 READ_BY = {  # which keys each script has; one that another has, or that was added with +, would do nothing
     "train": TRAINING, "launch": rf"{TRAINING}|vast|auto_shutdown", "evaluate": rf"{SCORING}|runtime\.(device|threads)",
 }  # fmt: skip
@@ -154,6 +154,6 @@ RULES: dict[str, Rule] = {
     r"checkpoint": PATH,
     r"compare": either(PATH, NULL),
     r"initial_frame": either(integer(0), NULL),
-    r"(rollout_steps|members)": either(integer(1), NULL),
+    r"rollout_steps|members|evaluations_per_step": either(integer(1), NULL),
     r"batch_size": integer(1),
 }

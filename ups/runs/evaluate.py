@@ -1,6 +1,7 @@
 """One run of evaluate.py: a table on the screen, metrics.json and figures in the run's folder."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from ups.evaluation.plots import save_figures
 from ups.evaluation.rollout import Predictor, classical_solver, ensemble, one_step, persistence
 from ups.files import alone_in, nulled, write_json
 from ups.memory import Lever, Memory
+from ups.stages.sampled_correction import SampledCorrection
 from ups.stages.stage import Stage
 from ups.training.identity import differences
 from ups.training.load import Obtained, load_checkpoint
@@ -49,6 +51,8 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     runtime = set_up(**plain(cfg.runtime))
     given = {key: cfg[key] for key in ("checkpoint", "compare") if cfg[key] is not None}
     stages = {key: load_checkpoint(Path(path), runtime, key) for key, path in given.items()}
+    if cfg.evaluations_per_step is not None:
+        stages["checkpoint"] = with_evaluations(stages["checkpoint"], cfg.evaluations_per_step)
     chosen = chosen_dataset(cfg, stages)
     window = scored_window(cfg, chosen, runtime)
     fields, scores = roll_out(cfg, stages, window, runtime)
@@ -62,6 +66,16 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
     screen.print(table_of(title_of(stages, window), scores, versus))
     screen.print(f"metrics.json and figures in {folder}")
     return metrics["nrmse"]
+
+
+def with_evaluations(obtained: Obtained, count: int) -> Obtained:
+    """The same stage, whose step takes so many evaluations of its flow."""
+    if not isinstance(obtained.stage, SampledCorrection):
+        raise UserError(f"evaluations_per_step={count}: {obtained.entry.identity.name} has no flow to evaluate")
+    try:
+        return replace(obtained, stage=obtained.stage.with_evaluations(count))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def chosen_dataset(cfg: DictConfig, stages: dict[str, Obtained]) -> dict:

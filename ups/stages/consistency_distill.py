@@ -36,8 +36,7 @@ class ConsistencyDistill(SampledCorrection):
         self, requires: DiffusionResidual, intervals: int, unroll: int, evaluations_per_step: int, members: int,
         operator_relative_lr: float,
     ):  # fmt: skip
-        if evaluations_per_step not in (1, 2):
-            raise ValueError(f"evaluations_per_step={evaluations_per_step}: a consistency student takes 1 or 2")
+        check_evaluations(evaluations_per_step)
         if members < 2:
             raise ValueError(f"members={members}: the spread of a student is learned from 2 or more")
         if not isinstance(requires, DiffusionResidual):
@@ -48,6 +47,10 @@ class ConsistencyDistill(SampledCorrection):
         self.relative_lr = {"operator": operator_relative_lr}
         operator, corrector = copy.deepcopy(requires.networks())
         self.network = nn.ModuleDict({"operator": operator, "corrector": corrector}).requires_grad_(True).train()
+
+    def with_evaluations(self, count: int) -> SampledCorrection:
+        check_evaluations(count)
+        return super().with_evaluations(count)
 
     def networks(self) -> tuple[Step, Corrector]:
         return self.network["operator"], self.network["corrector"]
@@ -105,6 +108,11 @@ class ConsistencyDistill(SampledCorrection):
         if self.evaluations_per_step == 2:
             z = end_of_path(velocity, (z + draw()) / 2, full(0.5))
         return z
+
+
+def check_evaluations(count: int) -> None:
+    if count not in (1, 2):
+        raise ValueError(f"evaluations_per_step={count}: a consistency student takes 1 or 2")
 
 
 def end_of_path(velocity: Velocity, z: Tensor, t: Tensor) -> Tensor:

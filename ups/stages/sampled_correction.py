@@ -3,6 +3,7 @@
 Shapes: B batch, N points.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -21,6 +22,12 @@ class SampledCorrection(Stage):
 
     stochastic = True
     selects_by = "crps"
+
+    def with_evaluations(self, count: int) -> "SampledCorrection":
+        """The same stage, whose step takes so many evaluations of the flow."""
+        other = copy.copy(self)
+        other.evaluations_per_step = count
+        return other
 
     @abstractmethod
     def networks(self) -> tuple[Step, Corrector]:
