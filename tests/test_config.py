@@ -64,7 +64,7 @@ def test_every_yaml_is_one_screen_and_starts_with_its_command(file):
 
 
 BAD = {
-    "dataset.nu=-1": "dataset.nu=-1.0: must be a number above 0",
+    "dataset.nu=-1.0": "dataset.nu=-1.0: must be a number above 0",
     "dataset.nu=[0.01,x]": "dataset.nu",
     "dataset.nu=[0.01,0.01]": "dataset.nu=[0.01, 0.01]: must be a number above 0",
     "stage.steps=0": "stage.steps=0: must be a whole number, at least 1",
@@ -99,7 +99,7 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_values_out_of_range(override):
     with pytest.raises(UserError) as error:
-        check(train_config(override.replace("dataset.nu=-1", "dataset.nu=-1.0")))
+        check(train_config(override))
     assert str(error.value).startswith(BAD[override]) and "\n" not in str(error.value)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, train_config
-from small_training import NETWORK, RUNTIME, STAGES, STUDENT, diffusion, disturb, operator, student, training
+from small_training import RUNTIME, STAGES, STUDENT, diffusion, disturb, operator, student, training
 
 from ups.data.batches import batch_at
 from ups.data.symmetries import galilean, rolled
@@ -17,8 +17,7 @@ from ups.models.corrector import UNIT
 from ups.models.step import called_networks
 from ups.stages import operator as stages_operator
 from ups.stages.consistency_distill import ConsistencyDistill, end_of_path, midpoint_step
-from ups.stages.diffusion_residual import DiffusionResidual
-from ups.stages.operator import Operator, weights_by_nu
+from ups.stages.operator import weights_by_nu
 from ups.stages.sampled_correction import TAIL
 from ups.stages.stage import relative_l2
 from ups.training.build import build_chain
@@ -345,20 +344,6 @@ def test_what_is_compiled_is_what_a_loss_calls_and_all_that_it_trains(name, data
     assert set(called) == set(networks)
     parameters = lambda *modules: sum(parameter.numel() for module in modules for parameter in module.parameters())
     assert parameters(*networks) == parameters(stage.network)
-
-
-def test_stages_refuse_a_prerequisite_of_another_kind():
-    with pytest.raises(ValueError, match=r"^requires: .* requires no stage"):
-        Operator(NETWORK, operator(), 1, 1.0, [0.0, 0.0], 1e-5)
-    with pytest.raises(ValueError, match=r"^requires: .* requires an operator"):
-        DiffusionResidual(NETWORK, None, 5, 2)
-    with pytest.raises(ValueError, match=r"^requires: .* requires a diffusion_residual"):
-        ConsistencyDistill(operator(), **STUDENT)
-
-
-def test_a_student_of_one_member_is_refused():
-    with pytest.raises(ValueError, match=r"^members=1: .* a student is learned from 2 or more"):
-        ConsistencyDistill(diffusion(), **STUDENT | {"members": 1})
 
 
 def test_without_a_compiler_nothing_is_compiled(monkeypatch, tmp_path):
