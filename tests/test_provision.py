@@ -71,10 +71,11 @@ def test_the_cheapest_machine_is_rented_and_recorded(server, ledger):
 
 def test_filters_and_the_disk_reach_the_search(server, ledger):
     wanted = ["vast.offer.gpu=[RTX_4090]", "vast.offer.region=[SE]", "vast.disk=40", "vast.offer.gpu_memory=16"]
+    short = 2.9 * 3600  # of the 3 hours that the run may take
     server.offers += [offer(20, gpu_name="RTX 3060", dph_total=0.01), offer(21, dph_total=0.01, geolocation="X, US"),
-                      offer(22, dph_total=0.01, gpu_ram=8000), offer(23, dph_total=0.01, disk_space=30.0),
-                      offer(24, dph_total=0.01, duration=60.0), offer(25, dph_total=0.01, reliability=0.5),
-                      offer(26, dph_total=0.01, cuda_max_good=11.0), offer(27, dph_total=0.01, verified=False),
+                      offer(22, dph_total=0.01, gpu_ram=15_900), offer(23, dph_total=0.01, disk_space=39.0),
+                      offer(24, dph_total=0.01, duration=short), offer(25, dph_total=0.01, reliability=0.97),
+                      offer(26, dph_total=0.01, cuda_max_good=12.4), offer(27, dph_total=0.01, verified=False),
                       offer(28, dph_total=0.01, num_gpus=2), offer(29, dph_total=0.01, external=True),
                       offer(30, dph_total=0.01, rented=True)]  # fmt: skip
     assert rent_one(ledger, *wanted).offer_id == 1000
