@@ -22,6 +22,7 @@ from git_repos import git, private_git
 
 from ups.errors import UserError
 from ups.files import locked
+from ups.launch import instance
 from ups.launch.job import END_MARK, GRACE, MAX_BYTES, SCRIPT, Job
 from ups.launch.ledger import new_label
 from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_environment
@@ -345,6 +346,27 @@ def test_a_script_that_hangs(renter):
             process.suspend()
     renter.gone(number)
     assert time.time() - started > short - 1
+
+
+@pytest.mark.parametrize(("hours", "limits"), [(2, (6720, 150)), (1 / 6, (540, 18.75))], ids=["long", "short"])
+def test_time_is_kept_to_stop_and_to_save(hours, limits, tmp_path, monkeypatch):
+    """8 minutes, 2 1/2 of them from the signal to the kill; a tenth of a short rental."""
+    given = []
+    monkeypatch.setattr(instance, "run", lambda command, *limits: given.append(limits) or 0)
+    assert instance.train(tmp_path, [], time.time() + 3600 * hours) == 0
+    assert given == [pytest.approx(limits, abs=1)]
+
+
+def test_proofs_come_at_most_five_minutes_apart(tmp_path, monkeypatch):
+    """The machine is billed meanwhile. Each has more time than the one before."""
+    spaces, limits = [], []
+    for name, value in (("PROVE", "insist"), ("PAUSE", "4"), ("DEADLINE", str(time.time() + 7200))):
+        monkeypatch.setenv(f"UPS_{name}", value)
+    monkeypatch.setattr(instance, "train", lambda *_: 0)
+    monkeypatch.setattr(instance, "proven", lambda _, seconds: limits.append(seconds) or len(limits) == 9)
+    monkeypatch.setattr(instance.time, "sleep", spaces.append)
+    assert instance.main(tmp_path, []) == 0
+    assert spaces == [8, 16, 32, 64, 128, 256, 300, 300] and limits == [120 * proof for proof in range(1, 10)]
 
 
 @both_shells
