@@ -207,13 +207,17 @@ def test_checkpoints_false_neither_uploads_nor_looks(server, machine):
     )  # fmt: skip
 
 
-def test_what_was_trained_without_wandb_comes_there_with_what_is_trained_on_it(server, machine, tmp_path):
+def test_what_was_trained_without_wandb_comes_there_with_what_is_trained_on_it(server, machine, look_up, tmp_path):
     machine.trained(server, "logger=none")
     assert not server.artifacts
     machine.trained(server, "stage=diffusion_residual")
     assert {artifact.name.partition("-")[0] for artifact in server.artifacts} == {"operator", "diffusion_residual"}
     result, _ = Machine(tmp_path / "elsewhere", machine.cache).trained(server, "stage=diffusion_residual")
     assert [line["action"] for line in result["plan"]] == ["found", "found"]
+
+    # Without its operator, which would have other weights when trained anew, it is not taken.
+    server.artifacts = [artifact for artifact in server.artifacts if not artifact.name.startswith("operator-")]
+    assert look_up(server, "stage=diffusion_residual") == {} and not list(look_up.store.glob("*"))
 
 
 def test_the_proof_of_what_is_there_uploads_nothing(finished):
@@ -242,6 +246,14 @@ def test_the_proof_uploads_what_the_server_lost_and_the_whole_run(copied):
     assert machine.prove(server)[0] == 0
     third = server.artifact(machine.entry().name)
     assert (third.version, third.state) == (2, "COMMITTED")
+
+
+def test_a_complete_run_that_wandb_calls_failed_is_not_saved_until_it_is_finished(twin):
+    machine, server = twin
+    (run,) = server.runs.values()
+    run.state = "failed"
+    assert machine.prove(server)[0] == 0
+    assert run.state == "finished" and sorted(set(steps_of(run.rows))) == [1, 2, 3, 4, 6]  # some are sent again
 
 
 FAULTS = {  # of the server -> the seconds that the proof has, and how its line ends
