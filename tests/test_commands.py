@@ -102,9 +102,10 @@ def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     # `stage.validations` would be of the job's own stage, and so make two different operators.
     shared = [override for override in SMALL if not override.startswith("stage.")]
     kept = "+hydra.callbacks.returned._target_=returned.Returned"
-    answer = command("train.py", "-m", "stage=operator,diffusion_residual", "logger=none", kept, *shared,
+    answer = command("train.py", "-m", "stage=operator,diffusion_residual", kept, *shared,
                      PYTHONPATH=str(ROOT / "tests"))  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("wandb: offline") == 2  # each job tries, and tells, for itself
     results = [json.loads((folder / "result.json").read_text()) for folder in run_folders(tmp_path)]
     actions = [[line["action"] for line in result["plan"]] for result in results]
     assert actions == [["trained"], ["found", "trained"]]
@@ -112,6 +113,9 @@ def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     assert returned == [result["score"] for result in results]
     for result in results:
         assert re.search(rf"│ stage={result['stage']} +│ +{result['score']:.3g} │", answer.stdout)
+    for name, folder in zip(STAGES, run_folders(tmp_path), strict=False):
+        steps = [float(step) for row in metrics_of(folder) if (step := row[f"training/{name}/step"])]
+        assert [x for x, _ in wandb_log.read(folder).points(f"training/{name}/loss")] == steps and len(steps) >= 5
 
 
 def test_a_sweep_says_at_its_end_what_was_not_trained(command):

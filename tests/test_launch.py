@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 
@@ -27,7 +29,7 @@ from ups.config.check import check
 from ups.config.compose import composed
 from ups.errors import Interrupted, UserError
 from ups.launch import command
-from ups.launch.actions import TrainingFailed, follow, logs, overlap
+from ups.launch.actions import TrainingFailed, follow, logs, overlap, reap
 from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, Rental, new_label
 from ups.launch.rehearsal.local import interpreter
@@ -574,6 +576,16 @@ def test_reap_leaves_a_machine_that_was_started_to_save(launch, rent, server):
     assert "past its deadline" in finished_text(launch("vast.action=status"))
     finished_text(launch("vast.action=reap", "vast.yes=true"))
     assert not server.rows
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("Yes", 0), ("n", 1), ("", 1)])
+def test_reap_asks_first(answer, left, rent, server, tmp_path, monkeypatch):
+    row = server.rows[rent().instance_id]
+    row["label"] = new_label(time.time() - 60)
+    monkeypatch.setattr("sys.stdin", StringIO(f"{answer}\n"))
+    with pytest.raises(UserError, match=r"^nothing was destroyed: answer y") if left else nullcontext():
+        reap(composed("launch").vast, Vast(0.02, 3), Ledger(tmp_path / "rentals"))
+    assert len(server.rows) == left
 
 
 def watch_until_gone(server, watch, log: str) -> None:
