@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -144,11 +143,7 @@ def test_a_signal_saves_the_state_and_closes_the_tracker(number, code, command, 
         [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={cache}"], cwd=tmp_path, text=True,
         env=clean_environment(tmp_path), stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    for _ in range(600):
-        time.sleep(0.1)
-        rows = [row for path in tmp_path.rglob("metrics.csv") for row in metrics_of(path.parent)]
-        if len(rows) > 3:
-            break
+    wait_for(lambda: any(len(metrics_of(path.parent)) > 3 for path in tmp_path.rglob("metrics.csv")))
     os.killpg(run.pid, number)  # all its processes, as a terminal and a scheduler do
     error = run.communicate(timeout=30)[1]
     assert run.returncode == code, error

@@ -147,10 +147,11 @@ def test_command(command, folder, cache):
                     "-r", str(ROOT / "requirements.txt")], folder).returncode == 0  # fmt: skip
         return
     if words[:3] == ["python", "-m", "pytest"]:
-        # This very suite; of the soak, that it is found.
-        if "soak" in words:
-            answer = run([sys.executable, *words[1:], "--collect-only", "tests/test_soak.py"], folder, place=ROOT)
-            assert answer.returncode == 0 and "test_soak.py::" in answer.stdout, answer.stdout[-2000:]
+        # This very suite: that it finds what it should, in a file that has some of it.
+        file = "tests/test_soak.py" if "soak" in words else "tests/test_config.py"
+        answer = run([sys.executable, *words[1:], "--collect-only", file], folder, place=ROOT)
+        assert answer.returncode == 0 and f"{file}::" in answer.stdout, answer.stdout[-2000:]
+        assert ("::test_answers_at_once" in answer.stdout) == (len(words) == 3)  # a slow one
         return
     launcher = []
     if words[0] == "torchrun":
