@@ -188,11 +188,11 @@ def test_nobody_is_asked_offline_without_a_key_or_where_it_is_turned_off(server,
 
 @pytest.mark.parametrize("fault", ["down", "slow"])
 def test_wandb_that_does_not_answer_costs_a_warning_and_seconds(fault, server, look_up, monkeypatch, capsys):
-    monkeypatch.setattr(lookup, "ANSWER_SECONDS", 12)  # the client's import is among them, which takes three to ten
+    monkeypatch.setattr(lookup, "ANSWER_SECONDS", 20)  # the client's import is among them, which takes three to ten
     setattr(server, fault, 60)
     started = time.monotonic()
     assert look_up(server) == {} and server.requests
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 40
     warning = capsys.readouterr().err
     assert warning.count("warning: ") == warning.count("\n") == 1 and "no look at W&B's checkpoints" in warning
 
@@ -257,8 +257,8 @@ def test_a_complete_run_that_wandb_calls_failed_is_not_saved_until_it_is_finishe
 
 
 FAULTS = {  # of the server -> the seconds that the proof has, and how its line ends
-    "down": (6, ""),
-    "slow": (6, "no answer from W&B in 6 s"),
+    "down": (20, ""),  # the client's import is among them
+    "slow": (15, "no answer from W&B in 15 s"),
     "refuse_uploads": (60, "after the upload"),
     "forget_commits": (60, "after the upload"),
     "forget_ends": (60, "the run abc is running after all was sent"),
@@ -269,7 +269,7 @@ FAULTS = {  # of the server -> the seconds that the proof has, and how its line 
 def test_the_proof_fails_in_one_line_within_its_timeout(fault, copied):
     machine, server = copied
     timeout, reason = FAULTS[fault]
-    setattr(server, fault, 60)
+    setattr(server, fault, 5)  # seconds of the slow one, which its client endures
     started = time.monotonic()
     code, line = machine.prove(server, "--timeout", str(timeout))
     assert code == 1 and line.startswith("results not saved: ") and line.endswith(reason) and server.requests

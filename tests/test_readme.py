@@ -133,6 +133,8 @@ def test_the_stages_in_the_readme_are_those_of_the_report():
 
 def with_digests(text: str, folder) -> str:
     """Those of the newest stages in the reader's store."""
+    if not (folder / "store").exists():
+        pytest.skip("of stages that the page's trainings leave, which come before it in this file: it runs alone here")
     newest = lambda stage: max(folder.glob(f"store/{stage}-*/"), key=lambda path: path.stat().st_mtime)
     return re.sub(r"store/(\w+)-DIGEST", lambda match: str(newest(match[1])), text)
 
