@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -107,9 +106,10 @@ def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     # `stage.validations` would be of the job's own stage, and so make two different operators.
     shared = [override for override in SMALL if not override.startswith("stage.")]
     kept = "+hydra.callbacks.returned._target_=returned.Returned"
-    answer = command("train.py", "-m", "stage=operator,diffusion_residual", "logger=none", kept, *shared,
+    answer = command("train.py", "-m", "stage=operator,diffusion_residual", kept, *shared,
                      PYTHONPATH=str(ROOT / "tests"))  # fmt: skip
     assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("wandb: offline") == 2  # each job tries, and tells, for itself
     results = [json.loads((folder / "result.json").read_text()) for folder in run_folders(tmp_path)]
     actions = [[line["action"] for line in result["plan"]] for result in results]
     assert actions == [["trained"], ["found", "trained"]]
@@ -117,6 +117,9 @@ def test_a_sweep_trains_a_shared_operator_once(command, tmp_path):
     assert returned == [result["score"] for result in results]
     for result in results:
         assert re.search(rf"│ stage={result['stage']} +│ +{result['score']:.2e} │", answer.stdout)
+    for name, folder in zip(STAGES, run_folders(tmp_path), strict=False):
+        steps = [float(step) for row in metrics_of(folder) if (step := row[f"training/{name}/step"])]
+        assert [x for x, _ in wandb_log.read(folder).points(f"training/{name}/loss")] == steps and len(steps) >= 5
 
 
 def test_a_sweep_says_at_its_end_what_was_not_trained(command):
@@ -145,11 +148,7 @@ def test_a_signal_saves_the_state_and_closes_the_tracker(number, code, command, 
         [sys.executable, str(ROOT / "train.py"), *overrides, f"cache={cache}"], cwd=tmp_path, text=True,
         env=clean_environment(tmp_path), stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    for _ in range(600):
-        time.sleep(0.1)
-        rows = [row for path in tmp_path.rglob("metrics.csv") for row in metrics_of(path.parent)]
-        if len(rows) > 3:
-            break
+    wait_for(lambda: any(len(metrics_of(path.parent)) > 3 for path in tmp_path.rglob("metrics.csv")))
     os.killpg(run.pid, number)  # all its processes, as a terminal and a scheduler do
     error = run.communicate(timeout=30)[1]
     assert run.returncode == code, error

@@ -292,17 +292,26 @@ def test_one_line_exit_1_no_traceback(command, tmp_path, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"], ["-sc", "query=bash"]], ids=["cfg", "help", "tab"])
-def test_answers_at_once_without_torch(arguments, tmp_path):
-    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *arguments]
+@pytest.mark.parametrize(
+    ("script", "arguments", "part"),
+    [("train.py", ["-sc", "query=bash"], "operator")] + [
+        (script, arguments, part) for arguments in (["--cfg", "job"], ["--help"])
+        for script, part in (("train.py", "operator"), ("evaluate.py", "checkpoint"), ("launch_vast.py", "vast"))
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0].strip("-"),
+)  # fmt: skip
+def test_answers_at_once_without_torch(script, arguments, part, tmp_path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / script), *arguments]
     environment = clean_environment(tmp_path) | ({"COMP_LINE": "python train.py stage="} if "-sc" in arguments else {})
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert answer.returncode == 0, answer.stderr[-2000:]
-    assert "operator" in answer.stdout
-    assert "torch" not in answer.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # 0.5 s if nothing else runs
+    worked = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # seconds of its own, whatever runs beside
+    laps = []
+    for _ in range(2):  # the first of a fresh environment compiles Hydra
+        before = worked()
+        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        laps.append(worked() - before)
+    assert min(laps) < 1.5, laps  # 0.5 on an idle machine
+    assert answer.returncode == 0 and part in answer.stdout, answer.stderr[-2000:]
+    assert not re.search(r"\| +(torch|vastai|wandb)\b", answer.stderr)
 
 
 @pytest.mark.slow

@@ -190,6 +190,14 @@ def test_a_mistake_is_told_once(overrides, words, start, tmp_path):
     assert not (tmp_path / "store").exists() and not (tmp_path / "multirun").exists()
 
 
+@pytest.mark.parametrize("script", ["evaluate.py", "launch_vast.py"])
+def test_torchrun_is_refused_where_it_is_of_no_use(script, command):
+    """By what it sets for the first of its processes."""
+    answer = command(script, TORCHELASTIC_RUN_ID="any", WORLD_SIZE="2", RANK="0")
+    assert answer.returncode == 1 and not answer.stdout
+    assert answer.stderr == f"error: torchrun is for train.py: start {ROOT / script} with python\n"
+
+
 @pytest.mark.parametrize(
     ("number", "saved", "report"), [(signal.SIGTERM, True, "143"), (signal.SIGKILL, False, "-9")], ids=["term", "kill"]
 )

@@ -22,9 +22,10 @@ from git_repos import git, private_git
 
 from ups.errors import UserError
 from ups.files import locked
+from ups.launch import instance
 from ups.launch.job import END_MARK, GRACE, MAX_BYTES, SCRIPT, Job
 from ups.launch.ledger import new_label
-from ups.launch.rehearsal.vast_server import Fault, VastServer, inherited_environment
+from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer, inherited_environment
 from ups.launch.repository import Source
 from ups.launch.vast_api import Vast
 
@@ -219,6 +220,39 @@ def test_waits_ten_seconds_for_the_logs(renter):
     assert (destroyed - 3600 * said[0] - 60 * said[1] - said[2]) % 86400 >= 10
 
 
+PYTHON = 'for last; do :; done; echo "$PWD $U $1 $last" >>"$CALLS"'  # where it was called, for which service, how
+
+
+def test_the_folder_the_python_and_the_service_of_a_real_machine(repository, tmp_path):
+    """Which the other tests replace. Its Python writes down its calls, and there is no network."""
+    python, script, calls = (tmp_path / name for name in ("python3", "onstart.sh", "calls"))
+    python.write_text(f"#!/bin/sh\n{PYTHON}\n")
+    python.chmod(0o755)
+    job = Job(repository, ("mode",), 1, True, "insist", "destroy", {"UPS_PAUSE": "0", "CALLS": str(calls)}, {}, None)
+    script.write_text(job.script)
+    hide = "mount -t tmpfs none /root && mount -t tmpfs none /opt && mkdir -p /opt/conda/bin && cp $0 /opt/conda/bin"
+    within = lambda text: subprocess.run(
+        ["sh", "-c", 'exec unshare -rmn sh -c "$@"', "sh", text, str(python), str(script)], text=True,
+        capture_output=True, timeout=60, env=inherited_environment(tmp_path) | job.environment("x", time.time() + 600)
+        | {"CONTAINER_ID": "7", "CONTAINER_API_KEY": "key", "UPS_MACHINE": str(tmp_path)},
+    )  # fmt: skip
+    if (trial := within(hide)).returncode:
+        pytest.skip(f"a user may not put other folders over /root and /opt here: {trial.stderr.strip()}")
+    try:
+        answer = within(f"{hide} && sh $1 && ls /root/ups")
+    finally:  # a timer of a Python that does not only write
+        Machine(tmp_path / "machine", "sh", {"UPS_MACHINE": str(tmp_path)}).kill()
+    assert COMPLETE in answer.stdout and {"log", "repo", "saved"} <= set(answer.stdout.split()), answer
+    url = "https://console.vast.ai/api/v0/instances/7/"
+    timer = f"/ {url} -c /root/ups/unsaved"
+    steps = [
+        f"/ {url} -V -V", f"/root/ups {url} -c import torch", f"/root/ups {url} -m need",
+        f"/root/ups/repo {url} -m mode", f"/root/ups {url} -c busy",
+    ]  # fmt: skip
+    called = calls.read_text().splitlines()
+    assert timer in called and [each for each in called if each != timer] == steps
+
+
 # The fault table ---------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +379,27 @@ def test_a_script_that_hangs(renter):
             process.suspend()
     renter.gone(number)
     assert time.time() - started > short - 1
+
+
+@pytest.mark.parametrize(("hours", "limits"), [(2, (6720, 150)), (1 / 6, (540, 18.75))], ids=["long", "short"])
+def test_time_is_kept_to_stop_and_to_save(hours, limits, tmp_path, monkeypatch):
+    """8 minutes, 2 1/2 of them from the signal to the kill; a tenth of a short rental."""
+    given = []
+    monkeypatch.setattr(instance, "run", lambda command, *limits: given.append(limits) or 0)
+    assert instance.train(tmp_path, [], time.time() + 3600 * hours) == 0
+    assert given == [pytest.approx(limits, abs=1)]
+
+
+def test_proofs_come_at_most_five_minutes_apart(tmp_path, monkeypatch):
+    """The machine is billed meanwhile. Each has more time than the one before."""
+    spaces, limits = [], []
+    for name, value in (("PROVE", "insist"), ("PAUSE", "4"), ("DEADLINE", str(time.time() + 7200))):
+        monkeypatch.setenv(f"UPS_{name}", value)
+    monkeypatch.setattr(instance, "train", lambda *_: 0)
+    monkeypatch.setattr(instance, "proven", lambda _, seconds: limits.append(seconds) or len(limits) == 9)
+    monkeypatch.setattr(instance.time, "sleep", spaces.append)
+    assert instance.main(tmp_path, []) == 0
+    assert spaces == [8, 16, 32, 64, 128, 256, 300, 300] and limits == [120 * proof for proof in range(1, 10)]
 
 
 @both_shells

@@ -3,13 +3,15 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from secrets import token_hex
 
@@ -26,9 +28,9 @@ from ups.config.check import check
 from ups.config.compose import composed
 from ups.errors import Interrupted, UserError
 from ups.launch import command
-from ups.launch.actions import TrainingFailed, follow, logs, overlap
+from ups.launch.actions import TrainingFailed, follow, logs, overlap, reap
 from ups.launch.command import passed_on
-from ups.launch.ledger import Ledger, new_label
+from ups.launch.ledger import Ledger, Rental, new_label
 from ups.launch.rehearsal.local import interpreter
 from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer, inherited_environment, offer
 from ups.launch.rehearsal.wandb_server import WandbServer
@@ -124,20 +126,6 @@ def test_three_spellings(spelling):
     assert composed("launch", [spelling]).auto_shutdown is True
 
 
-@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"]], ids=["cfg", "help"])
-def test_answers_at_once_without_torch(arguments, tmp_path):
-    command = [sys.executable, "-X", "importtime", str(ROOT / "launch_vast.py"), *arguments]
-    worked = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])  # seconds of its own, whatever runs beside
-    laps = []
-    for _ in range(2):  # the first of a fresh environment compiles Hydra
-        before = worked()
-        answer = subprocess.run(command, cwd=tmp_path, env=clean_environment(tmp_path), capture_output=True, text=True)
-        laps.append(worked() - before)
-    assert min(laps) < 1.5, laps  # 0.3 on an idle machine
-    assert answer.returncode == 0 and "vast" in answer.stdout
-    assert not re.search(r"\| +(torch|vastai|wandb)$", answer.stderr, re.MULTILINE)
-
-
 def test_launch_rents_and_says_what_it_rented(launch, server, tmp_path, clone):
     answer = launch(*LOSSY, "stage=diffusion_residual", "seed=3", "store=elsewhere", "+auto_shutdown=true")
     assert answer.returncode == 0, answer.stderr
@@ -150,8 +138,12 @@ def test_launch_rents_and_says_what_it_rented(launch, server, tmp_path, clone):
     assert (file.parent / "onstart.sh").read_text() == row["onstart"]
     assert row["onstart"].splitlines()[1] == "set -- logger=none stage=diffusion_residual seed=3"
     for part in (f"vast.action=logs vast.follow=true vast.instance={row['id']}", "it destroys itself", "RTX 4090",
-                 f"vast.action=destroy vast.instance={row['id']}", "at most $0.95"):  # fmt: skip
+                 f"vast.action=destroy vast.instance={row['id']}", "$0.310 an hour, at most $0.95",
+                 f"deadline {datetime.fromtimestamp(told['deadline']):%Y-%m-%d %H:%M:%S}, "):  # fmt: skip
         assert part in answer.stdout
+    assert told["deadline"] - told["asked"] == pytest.approx(3 * 3600)
+    assert re.search(r"│ +1000 │ .*│ +0\.310 │ +3\.0 │ +0\.95 │", answer.stdout)
+    assert "vast.max_hours ends it after 3.00 h and $0.95 at most" in answer.stderr
     environment = dict(row["extra_env"])
     assert environment["UPS_SHUTDOWN"] == "1" and environment["UPS_PROVE"] == ""
 
@@ -485,19 +477,29 @@ def finished_text(answer) -> str:
 
 def test_status_logs_destroy(launch, rent, server, tmp_path):
     server.last_id = 27_384_000  # as long as the service's are
-    rent()
+    rental = two_hours_ago(rent(), tmp_path)
     (row,) = server.rows.values()
     status = finished_text(launch("vast.action=status", COLUMNS="80"))
     cells = [line.split("│")[1:-1] for line in status.splitlines() if line.startswith("│")]
-    whole = ["".join(part.strip() for part in column) for column in zip(*cells, strict=True)]
-    assert f" {row['id']} " in status and {"running", "stage=operator", "0.95"} < {*whole}
+    columns = ("".join(column).replace(" ", "") for column in zip(*cells, strict=True))
+    number, gpu, state, hours, cost, *fixed = columns
+    assert f" {row['id']} " in status and (number, gpu, state) == (str(row["id"]), "1xRTX4090", "running")
+    assert (float(hours), float(cost)) == (pytest.approx(2, abs=0.02), pytest.approx(0.64, abs=0.01))
+    assert fixed == ["0.95", f"{datetime.fromtimestamp(rental.deadline):%m-%d%H:%M}", "0" * 9, "stage=operator"]
     machine = server.running[row["id"]] = Machine(tmp_path / "machine", "sh", {})
     (machine.folder / "output").write_text("a line\n")
     assert "a line" in finished_text(launch("vast.action=logs"))
-    assert f"instance {row['id']} is gone" in finished_text(launch("vast.action=destroy"))
+    assert f"instance {row['id']} is gone, $0.64" in finished_text(launch("vast.action=destroy"))
     assert not server.rows
     assert "destroyed" in finished_text(launch("vast.action=status"))
     assert "vast.instance=None: none in rentals" in error_of(launch("vast.action=destroy"))
+
+
+def two_hours_ago(rental: Rental, folder: Path) -> Rental:
+    """Rented then: $0.64 by the clock, with its traffic."""
+    rental.asked -= 2 * 3600
+    Ledger(folder / "rentals").save(rental)
+    return rental
 
 
 def test_destroy_that_fails_is_said(launch, rent, server):
@@ -561,6 +563,16 @@ def test_reap_leaves_a_machine_that_was_started_to_save(launch, rent, server):
     assert not server.rows
 
 
+@pytest.mark.parametrize(("answer", "left"), [("y", 0), ("Yes", 0), ("n", 1), ("", 1)])
+def test_reap_asks_first(answer, left, rent, server, tmp_path, monkeypatch):
+    row = server.rows[rent().instance_id]
+    row["label"] = new_label(time.time() - 60)
+    monkeypatch.setattr("sys.stdin", StringIO(f"{answer}\n"))
+    with pytest.raises(UserError, match=r"^nothing was destroyed: answer y") if left else nullcontext():
+        reap(composed("launch").vast, Vast(0.02, 3), Ledger(tmp_path / "rentals"))
+    assert len(server.rows) == left
+
+
 def watch_until_gone(server, watch, log: str) -> None:
     number = watch[2].instance_id
     server.running[number] = machine = Machine(watch[1].folder / "machine", "sh", {})
@@ -589,8 +601,8 @@ def test_who_watches_a_machine_that_was_started_to_save_waits_for_its_end(rent, 
      ("nRMSE 0.1", "not seen to the end"), ("echo ups 12:00:00 Training complete", "not seen to the end")],
 )  # fmt: skip
 def test_who_watches_is_told_what_is_not_known_to_be_complete(log, told, rent, server, tmp_path):
-    rental, ledger = rent(), Ledger(tmp_path / "rentals")
-    with pytest.raises(TrainingFailed, match=f"{rental.instance_id} is gone.*{re.escape(told)}"):
+    rental, ledger = two_hours_ago(rent(), tmp_path), Ledger(tmp_path / "rentals")
+    with pytest.raises(TrainingFailed, match=rf"{rental.instance_id} is gone, \$0\.64\d by .*{re.escape(told)}"):
         watch_until_gone(server, (Vast(0.02, 3), ledger, rental, 0.05), log + "\n")
     assert not ledger.rentals()[0].is_open
 
@@ -632,9 +644,11 @@ def test_a_sweep_rents_one_for_each_and_outlives_a_failure(launch, server, tmp_p
         assert re.search(rf"^job {job}\): {reason}", answer.stderr, re.MULTILINE)
     table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
     assert all(f"seed={seed}" in table for seed in (1, 2, 3))
-    assert len(server.rows) == 2 and all(str(number) in table for number in server.rows)
-    assert len(list(tmp_path.rglob("launch.json"))) == 2
-    assert sum(rental.is_open for rental in Ledger(tmp_path / "rentals").rentals()) == 2
+    rented = [rental for rental in Ledger(tmp_path / "rentals").rentals() if rental.is_open]
+    assert len(server.rows) == len(rented) == len(list(tmp_path.rglob("launch.json"))) == 2
+    for rental in rented:
+        until, dollars = f"{datetime.fromtimestamp(rental.deadline):%m-%d %H:%M}", f"{rental.cost_limit:.2f}"
+        assert re.search(rf"│ {rental.instance_id} +│ 1x RTX 4090 │ {dollars} +│ {until} +│", table)
 
 
 def test_a_sweep_has_one_limit_for_all(launch, server):

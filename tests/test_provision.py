@@ -7,7 +7,7 @@ import pytest
 
 from ups.config.compose import composed
 from ups.errors import UserError
-from ups.launch.actions import status
+from ups.launch.actions import destroy, status
 from ups.launch.job import Job
 from ups.launch.ledger import Ledger, State, deadline_of, new_label
 from ups.launch.provision import offers_for, rent
@@ -71,10 +71,11 @@ def test_the_cheapest_machine_is_rented_and_recorded(server, ledger):
 
 def test_filters_and_the_disk_reach_the_search(server, ledger):
     wanted = ["vast.offer.gpu=[RTX_4090]", "vast.offer.region=[SE]", "vast.disk=40", "vast.offer.gpu_memory=16"]
+    short = 2.9 * 3600  # of the 3 hours that the run may take
     server.offers += [offer(20, gpu_name="RTX 3060", dph_total=0.01), offer(21, dph_total=0.01, geolocation="X, US"),
-                      offer(22, dph_total=0.01, gpu_ram=8000), offer(23, dph_total=0.01, disk_space=30.0),
-                      offer(24, dph_total=0.01, duration=60.0), offer(25, dph_total=0.01, reliability=0.5),
-                      offer(26, dph_total=0.01, cuda_max_good=11.0), offer(27, dph_total=0.01, verified=False),
+                      offer(22, dph_total=0.01, gpu_ram=15_900), offer(23, dph_total=0.01, disk_space=39.0),
+                      offer(24, dph_total=0.01, duration=short), offer(25, dph_total=0.01, reliability=0.97),
+                      offer(26, dph_total=0.01, cuda_max_good=12.4), offer(27, dph_total=0.01, verified=False),
                       offer(28, dph_total=0.01, num_gpus=2), offer(29, dph_total=0.01, external=True),
                       offer(30, dph_total=0.01, rented=True)]  # fmt: skip
     assert rent_one(ledger, *wanted).offer_id == 1000
@@ -182,6 +183,20 @@ def test_two_unclear_answers_promise_nothing(server, ledger):
     assert len(server.sent(CREATE)) == 2 and not server.rows
 
 
+def test_an_unclear_answer_and_a_list_that_cannot_be_read(server, ledger, capsys):
+    """What may be billed is said, with the commands that find and end it."""
+    server.faults += [Fault(CREATE, (504, {}), after=True), Fault("GET /api/v1/instances/", (500, {}), times=99)]
+    with pytest.raises(UserError, match="Vast answers 500"):
+        rent_one(ledger)
+    (rental,) = ledger.rentals()
+    told = f"PERHAPS STILL BILLED: the label is {rental.label}; `python launch_vast.py vast.action=status` looks for it"
+    assert rental.is_open and told in capsys.readouterr().err
+    server.faults.clear()
+    for action in (status, destroy):
+        action(settings(), Vast(0.01, 3), ledger)
+    assert not server.rows and len(server.sent(CREATE)) == 1
+
+
 def test_create_success_false(server, ledger):
     server.faults.append(Fault(CREATE, (200, {"success": False, "error": "refused"})))
     assert rent_one(ledger).offer_id == 1001
@@ -199,6 +214,14 @@ def test_a_refusal_that_is_not_the_offers_fault_is_told(server, ledger):
 def test_offers_that_are_gone_use_up_no_tries(server, ledger):
     server.faults.append(Fault(CREATE, (410, {"success": False, "error": "no_such_ask"}), times=6))
     assert rent_one(ledger, "vast.max_tries=1").offer_id == 1006
+
+
+def test_offers_that_are_all_gone_are_not_asked_for_without_end(server, ledger):
+    server.offers = [offer(number) for number in range(12)]
+    server.faults.append(Fault(CREATE, (410, {"success": False, "error": "no_such_ask"}), times=99))
+    with pytest.raises(UserError, match=r"^10 offers were gone when asked for, and none of them is left rented"):
+        rent_one(ledger)
+    assert len(server.sent(CREATE)) == 10 and {each.state for each in ledger.rentals()} == {State.NOT_RENTED}
 
 
 def test_a_refusal_that_leaves_a_stopped_instance(server, ledger):

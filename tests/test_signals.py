@@ -15,7 +15,7 @@ from terminal import READERS
 
 from ups.callbacks.callback import Callback
 from ups.errors import Interrupted
-from ups.signals import interruption, stopped_once, stopping
+from ups.signals import interruption, stop_after, stopped_once, stopping
 from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
@@ -167,6 +167,16 @@ def test_max_hours_stops_by_itself_as_a_signal_does_and_the_same_command_goes_on
     steps = run.points()  # of both starts, each step once
     assert steps == sorted(set(steps)) and steps[:2] == [1, 2] and steps[-1] > first
     assert set(steps) >= set(range(2, first, 2))
+
+
+def test_the_hours_of_a_sweep_run_from_its_first_job():
+    """Each job sets them, in one process."""
+    try:
+        for hours in (1, 2):
+            stop_after(hours)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == pytest.approx(3600, abs=10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def test_max_hours_ends_a_generation_too(start):

@@ -16,14 +16,23 @@ import wandb_log
 from conftest import ROOT, clean_environment
 from machines import Machine, steps_of, wait_for
 
+from ups.callbacks.callback import Callback
 from ups.launch.rehearsal.wandb_server import WandbServer
 
 pytestmark = pytest.mark.slow
 
 ROWS = 12  # that W&B has before the fault
 CLIENTS = "run/wandb/run-*/run-*.wandb"
-STEPS = 60
+STEPS, WAITS_AT = 60, 30
 SOON = 20 if "PYTEST_XDIST_WORKER" in os.environ else 5  # seconds; beside other tests, all takes longer
+
+
+class WaitForFault(Callback):
+    """So that the training does not end before it, however fast it is."""
+
+    def on_step(self, training) -> None:
+        while training.step == WAITS_AT and not Path("broken").exists():
+            time.sleep(0.02)
 
 
 def client_of(training: subprocess.Popen) -> psutil.Process:
@@ -31,7 +40,7 @@ def client_of(training: subprocess.Popen) -> psutil.Process:
     return core
 
 
-def break_it(fault: str, training: subprocess.Popen, server: WandbServer) -> None:
+def break_it(fault: str, machine: Machine, training: subprocess.Popen, server: WandbServer) -> None:
     if fault == "killed":
         client_of(training).kill()
     elif fault == "stopped":
@@ -40,6 +49,7 @@ def break_it(fault: str, training: subprocess.Popen, server: WandbServer) -> Non
         server.down = True
     elif fault == "silent":
         server.slow = 600
+    (machine.folder / "broken").touch()
 
 
 @pytest.fixture
@@ -48,7 +58,8 @@ def start(tmp_path, cache):
 
     def start(server: WandbServer, *overrides: str) -> tuple[Machine, subprocess.Popen]:
         machine = Machine(tmp_path / "machine", cache)
-        training = machine.train(server, "stage.validations=1", *overrides)
+        waits = "+callbacks.wait._target_=test_trackers.WaitForFault"
+        training = machine.train(server, "stage.validations=1", waits, *overrides, PYTHONPATH=str(ROOT / "tests"))
         wait_for(lambda: list(machine.folder.glob(CLIENTS)) and len(tracked(machine)) >= ROWS)
         return machine, training
 
@@ -72,7 +83,7 @@ def one_warning(error: str, what: str) -> None:
 def test_a_training_goes_on_without_the_tracker_it_lost(fault, start):
     with WandbServer() as server:
         machine, training = start(server, f"budget.operator={STEPS}", "logger.wandb.finish_timeout=1")
-        break_it(fault, training, server)
+        break_it(fault, machine, training, server)
         error = training.communicate(timeout=30)[1]
         server.down = False
         if fault == "down":
@@ -97,7 +108,7 @@ def type_what_was_told(error: str, machine: Machine, server: WandbServer) -> Non
 def test_a_signal_does_not_wait_for_the_tracker(fault, number, start):
     with WandbServer() as server:
         machine, training = start(server, "budget.operator=4000")
-        break_it(fault, training, server)
+        break_it(fault, machine, training, server)
         sent = time.monotonic()
         training.send_signal(number)
         error = training.communicate(timeout=30)[1]
