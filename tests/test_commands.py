@@ -382,8 +382,6 @@ def test_evaluate_names_each_nu_and_members_are_of_either_stage(command, tmp_pat
     assert re.search(r"spread_skill +│ +│ +│ +│ +[0-9]", answer.stdout)  # the last column, of `compare`, alone has one
     assert "of nu 0.05" in answer.stdout and "nu 0.05, 0.1, 64 points, 5 steps" in answer.stdout
 
-    answer = command("evaluate.py", f"checkpoint={operator}", "evaluations_per_step=1")
-    assert answer.returncode == 1 and "evaluations_per_step=1: operator has no flow to evaluate" in answer.stderr
     next(tmp_path.rglob("metrics.json")).unlink()
     chosen = ["members=3", "initial_frame=2", "rollout_steps=5", "evaluations_per_step=1", f"compare={corrector}"]
     assert command("evaluate.py", f"checkpoint={corrector}", *chosen, *fields).returncode == 0

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from small_training import diffusion, operator, student
 
 from ups.data.solver import finite_volume
 from ups.data.trajectories import Trajectories
@@ -14,7 +15,10 @@ from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, r
 from ups.evaluation.plots import ensemble_panels, figures_of, save_figures, space_time
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, rollout
 from ups.files import nulled, write_json
-from ups.runs.evaluate import refuse_seen, scores_of
+from ups.runs.evaluate import refuse_seen, scores_of, with_evaluations
+from ups.training.identity import from_content
+from ups.training.load import Obtained
+from ups.training.store import Entry
 
 
 def test_metrics_by_hand():
@@ -243,6 +247,16 @@ def test_members_have_their_own_noise_and_can_be_repeated():
     members = ensemble(noisy, window(), 2)
     assert (members[0] - members[1]).abs().max() > 0.1
     assert torch.equal(members, ensemble(noisy, window(), 2))
+
+
+def test_evaluations_are_those_of_a_flow(tmp_path):
+    entry = Entry(tmp_path, from_content({"stage": {"name": "any", "requires": None}}))
+    asked = diffusion()
+    assert with_evaluations(Obtained(entry, asked, {}), 3).stage.evaluations_per_step == 3 != asked.evaluations_per_step
+    with pytest.raises(UserError, match=r"^evaluations_per_step=3: a consistency student takes 1 or 2"):
+        with_evaluations(Obtained(entry, student(), {}), 3)
+    with pytest.raises(UserError, match=r"^evaluations_per_step=1: any has no flow to evaluate"):
+        with_evaluations(Obtained(entry, operator(), {}), 1)
 
 
 def test_trajectories_that_a_stage_has_seen_are_refused(tmp_path):
