@@ -113,7 +113,8 @@ def test_killed_anywhere_it_ends_in_the_same_weights(tmp_path, cache, record_pro
 
     kills, resumes, chains, charts, damaged = 0, 0, 0, 0, 0
     where, mismatches = Counter(), []
-    while kills < KILLS and time.monotonic() < deadline:
+    # Of some chains the last kill comes after the last stage, and the run after it makes no chart.
+    while (kills < KILLS or not charts) and time.monotonic() < deadline:
         folder = tmp_path / f"chain{chains}"
         folder.mkdir()
         killed = 0
