@@ -93,14 +93,14 @@ def test_spectral_solver_is_exact_where_it_is_chosen(nu):
 
 
 def test_finite_volumes_converge_with_second_order():
-    kappa, times = 0.01 / math.pi, [0.0, 0.5]
+    kappa, times = 0.03 / math.pi, [0.0, 0.5]
     errors = []
-    for points in (128, 256, 512):
+    for points in (256, 512, 1024):
         u = finite_volume(initial(points), kappa, times)[:, 1:]
         truth = cole_hopf(initial(2048), kappa, times[1:], cell_centres(points)[:: points // 64])
         errors.append(nrmse(u[..., :: points // 64], truth))
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert min(orders) > 1.7 and errors[-1] < 1e-3, (orders, errors)
+    assert min(orders) > 1.8 and errors[-1] < 3e-5, (orders, errors)
 
 
 def test_spectral_solver_converges_with_fourth_order():
@@ -151,6 +151,18 @@ def test_solver_agrees_with_pdebench_files(nu, bound):
         reference = torch.from_numpy(file["tensor"][:, ::25])
     u = solve(reference[:, 0], float(nu) / math.pi, [0.25 * k for k in range(9)])
     assert nrmse(u[:, 1:], reference[:, 1:]) < bound
+
+
+@pytest.mark.parametrize("nu", ["0.001", "0.01"])
+def test_solver_is_nearer_to_the_exact_solution_than_pdebench_files(nu):
+    """At each time, from the same first frame on the same 1024 points."""
+    with h5py.File(foreign(f"1D_Burgers_Sols_Nu{nu}_n16.hdf5")) as file:
+        theirs = torch.from_numpy(file["tensor"][:, ::50])
+    kappa, times = float(nu) / math.pi, [0.5 * k for k in range(5)]
+    truth = cole_hopf(theirs[:, 0], kappa, times[1:], cell_centres(1024))
+    ours = solve(theirs[:, 0], kappa, times)[:, 1:]
+    for k in range(4):
+        assert nrmse(ours[:, k], truth[:, k]) < 0.9 * nrmse(theirs[:, 1 + k], truth[:, k])
 
 
 def test_exact_solution_agrees_with_deepxde():
@@ -228,7 +240,7 @@ def test_the_initial_conditions_are_those_of_the_papers_text():
 
 
 @pytest.mark.parametrize(
-    ("nu", "values"), [(0.01, [-0.499817, -2.02184, -1.49999]), (0.3, [-0.288948, -0.961145, -1.50538])]
+    ("nu", "values"), [(0.01, [-0.499817, -2.02686, -1.50030]), (0.3, [-0.288948, -0.961145, -1.50538])]
 )
 def test_what_is_generated_is_what_it_was(nu, values, tmp_path):
     """By either method. Numbers that change for a reason need other VERSIONS and another FORMAT of the identities."""
@@ -304,7 +316,7 @@ def test_a_batch_of_many_nus_is_each_solved_alone():
     for method in (finite_volume, spectral):
         together = method(u, kappa, times)
         for k in range(3):
-            assert nrmse(together[k : k + 1], method(u[k : k + 1], float(kappa[k]), times)) < 1e-3
+            assert nrmse(together[k : k + 1], method(u[k : k + 1], float(kappa[k]), times)) < 3e-3  # other time steps
 
 
 def test_random_fields_have_the_covariance_that_is_said(tmp_path):

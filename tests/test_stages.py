@@ -331,7 +331,8 @@ def test_a_student_trains_every_model_through_its_rollout(model, data):
     loss.backward()
     assert torch.isfinite(loss)
     for name, parameter in stage.network.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        if name != "operator.network.project.bias":  # the same flux through each face moves nothing
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 @pytest.mark.parametrize("name", STAGES)

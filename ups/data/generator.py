@@ -29,7 +29,7 @@ from ups.tensors import Damaged, read_tensors, write_tensors
 SPLITS = ("train", "validation", "test")
 ROUNDING = 1e-6  # of the first frame's size: what is left of a field that decays so far is rounding
 CHUNK = 32  # trajectories solved together: small enough for the caches of one core
-VERSIONS = {finite_volume: 1, spectral: 3}  # raise a method's, and FORMAT of identities, when its numbers change
+VERSIONS = {finite_volume: 2, spectral: 3}  # raise a method's, and FORMAT of identities, when its numbers change
 
 
 class Burgers(Dataset):
@@ -86,9 +86,8 @@ class Burgers(Dataset):
             "version": sum(VERSIONS[method] for method in methods), "split": split, "nu": nu,
             "count": self.counts[split], "seed": self.seed, "solver_points": self.solver_points,
             "points": self.points, "shifts": shifts, "frames": self.frames, "time_step": self.time_step,
+            "initial_condition": self.initial_condition,
         }  # fmt: skip
-        if self.initial_condition != "sinusoids":  # the key of those is older than the choice
-            key["initial_condition"] = self.initial_condition
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         file = cache / "burgers" / f"{split}-nu{named(nu)}-{digest}.safetensors"
         tensors = stored(file, key)

@@ -1,8 +1,10 @@
 """Two solvers of u_t + (u^2/2)_x = kappa u_xx on the periodic interval [0, 1), batched, on any device.
 
-`finite_volume` is PDEBench's scheme (second order, monotonized-central limiter, upwind flux, central diffusion,
-midpoint rule); its step is bound by dx^2/kappa, so it is for small viscosity, where shocks are thin. `spectral` takes
-diffusion exactly (integrating factor, RK4), so it is for viscosity that resolves the shocks on the grid.
+`finite_volume` is PDEBench's scheme in space (second order, monotonized-central limiter, upwind flux, central
+diffusion); in time it is MUSCL-Hancock (Toro, Riemann Solvers, 14.4), which takes one flux a step and has a smaller
+error than PDEBench's midpoint rule. Its step is bound by dx^2/kappa, so it is for small viscosity, where shocks are
+thin. `spectral` takes diffusion exactly (integrating factor, RK4), so it is for viscosity that resolves the shocks on
+the grid.
 
 Both take kappa as a number, or as a (B, 1) tensor: one for each trajectory. The step is the whole batch's.
 
@@ -16,29 +18,29 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-COURANT = 0.5  # half of the scheme's limit; 0.25 (PDEBench's) changes the solution by 5e-5 of its norm
+COURANT = 0.5  # half of the scheme's limit
 TURN = 2.0  # radians a step of the fastest mode; half of it changes the solution by 1e-6 of its norm at most
 
 
 def finite_volume(u: Tensor, kappa: float | Tensor, times: Sequence[float]) -> Tensor:
     """u: (B, N) cell values at times[0] -> (B, T, N)."""
     dx = 1.0 / u.shape[-1]
-    diffusion_step = 0.25 * dx**2 / (float(kappa.max()) if isinstance(kappa, Tensor) else kappa)
+    kappa = torch.as_tensor(kappa, dtype=u.dtype, device=u.device)
+    diffusion_step = 0.25 * dx**2 / float(kappa.max())
     frames = [u]
     for start, end in itertools.pairwise(times):
         time = start
         while end - time > 1e-9:
             largest = max(float(u.detach().abs().nan_to_num().max()), 1e-12)
             step = min(COURANT * dx / largest, diffusion_step, end - time)
-            half = u.add(_flux_difference(u, kappa / dx), alpha=0.5 * step / dx)
-            u = u.add(_flux_difference(half, kappa / dx), alpha=step / dx)
+            u = u.add(_flux_difference(u, step / dx, kappa / dx), alpha=step / dx)
             time += step
         frames.append(u)
     return torch.stack(frames, 1)
 
 
-def _flux_difference(u: Tensor, diffusion: float | Tensor) -> Tensor:
-    """u: (B, N), diffusion: kappa / dx -> flux in minus flux out of each cell, (B, N).
+def _flux_difference(u: Tensor, step: float, diffusion: Tensor) -> Tensor:
+    """u: (B, N), step: in dx, diffusion: kappa / dx -> flux in minus flux out of each cell over the step, (B, N).
 
     Slices of one padded copy: this is where the generator's time goes.
     """
@@ -52,14 +54,13 @@ def _flux_difference(u: Tensor, diffusion: float | Tensor) -> Tensor:
     highest = torch.maximum(torch.maximum(left, right).mul_(2), central).clamp_(max=0)
     half_slope = lowest.add_(highest).mul_(0.5)
 
+    # In the middle of the step, by u_t = -u u_x + kappa u_xx.
     cell = padded[:, 1:-1]
-    behind, ahead = (cell + half_slope)[:, :-1], (cell - half_slope)[:, 1:]  # both sides of each face
+    middle = torch.addcmul(cell, cell, half_slope, value=-step).addcmul_(right - left, diffusion, value=0.5 * step)
+    behind, ahead = (middle + half_slope)[:, :-1], (middle - half_slope)[:, 1:]  # both sides of each face
     upwind = (behind + ahead).abs_()
     flux = (behind * behind).addcmul_(ahead, ahead).addcmul_(upwind, ahead - behind, value=-1).mul_(0.25)
-    if isinstance(diffusion, Tensor):
-        flux.addcmul_(jump[:, 1:-1], diffusion, value=-1)
-    else:
-        flux.sub_(jump[:, 1:-1], alpha=diffusion)
+    flux.addcmul_(middle[:, 1:] - middle[:, :-1], diffusion, value=-1)
     return flux[:, :-1] - flux[:, 1:]
 
 

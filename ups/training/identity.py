@@ -22,7 +22,7 @@ from ups.config.origin import check_origin
 from ups.errors import UserError
 from ups.files import read_json
 
-FORMAT = 6  # raise it when the same config comes to train something else, or a key to be called otherwise
+FORMAT = 7  # raise it when the same config comes to train something else, or a key to be called otherwise
 
 
 @dataclass(frozen=True)
