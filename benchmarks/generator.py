@@ -4,10 +4,11 @@
     python benchmarks/generator.py PDEBENCH_CLONE --python PYTHON_WITH_JAX
 
 PDEBENCH_CLONE is a clone of github.com/pdebench/PDEBench at a commit whose data_gen_NLE/utils.py runs with today's jax
-(cacd7fd does; later ones have `.loc` where jax has `.at`); PYTHON_WITH_JAX has jax and hydra-core. Both solve on 1024
-points to time 2 with PDEBench's 201 frames, in float32: theirs all samples in one batch, as its script does (10000 of
-them, 8 GB), ours in one of the generator's batches, whose first samples are theirs. The seconds are the core's own, so
-that other work on the machine counts little; the error is the mean nRMSE to the exact solution.
+(cacd7fd does; later ones have `.loc` where jax has `.at`, and the package `pdebench` 0.1.0 lacks a factor of a half in
+the flux); PYTHON_WITH_JAX has jax and hydra-core. Both solve on 1024 points to time 2 with PDEBench's 201 frames, in
+float32: theirs all samples in one batch, as its script does (10000 of them, 8 GB), ours in one of the generator's
+batches, whose first samples are theirs. The seconds are the core's own, so that other work on the machine counts
+little; the error is the mean nRMSE to the exact solution.
 """
 
 import argparse

@@ -92,15 +92,16 @@ def test_spectral_solver_is_exact_where_it_is_chosen(nu):
     assert nrmse(spectral(initial(256), kappa, times)[:, 1:], truth) < 1e-4
 
 
-def test_finite_volumes_converge_with_second_order():
-    kappa, times = 0.03 / math.pi, [0.0, 0.5]
-    errors = []
+@pytest.mark.parametrize(("nu", "time"), [(0.001, 0.05), (0.03, 0.5)])
+def test_finite_volumes_converge_with_second_order(nu, time):
+    """Where the time step is that of the flow, before the shocks, and where it is that of diffusion."""
+    kappa, times, errors = nu / math.pi, [0.0, time], []
     for points in (256, 512, 1024):
         u = finite_volume(initial(points), kappa, times)[:, 1:]
         truth = cole_hopf(initial(2048), kappa, times[1:], cell_centres(points)[:: points // 64])
         errors.append(nrmse(u[..., :: points // 64], truth))
     orders = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert min(orders) > 1.8 and errors[-1] < 3e-5, (orders, errors)
+    assert min(orders) > 1.8 and errors[-1] < 2e-5, (orders, errors)
 
 
 def test_spectral_solver_converges_with_fourth_order():
@@ -153,16 +154,15 @@ def test_solver_agrees_with_pdebench_files(nu, bound):
     assert nrmse(u[:, 1:], reference[:, 1:]) < bound
 
 
-@pytest.mark.parametrize("nu", ["0.001", "0.01"])
-def test_solver_is_nearer_to_the_exact_solution_than_pdebench_files(nu):
+def test_finite_volumes_are_nearer_to_the_exact_solution_than_pdebench_files():
     """At each time, from the same first frame on the same 1024 points."""
-    with h5py.File(foreign(f"1D_Burgers_Sols_Nu{nu}_n16.hdf5")) as file:
+    with h5py.File(foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")) as file:
         theirs = torch.from_numpy(file["tensor"][:, ::50])
-    kappa, times = float(nu) / math.pi, [0.5 * k for k in range(5)]
+    kappa, times = 0.001 / math.pi, [0.5 * k for k in range(5)]
     truth = cole_hopf(theirs[:, 0], kappa, times[1:], cell_centres(1024))
-    ours = solve(theirs[:, 0], kappa, times)[:, 1:]
+    ours = finite_volume(theirs[:, 0], kappa, times)[:, 1:]
     for k in range(4):
-        assert nrmse(ours[:, k], truth[:, k]) < 0.9 * nrmse(theirs[:, 1 + k], truth[:, k])
+        assert nrmse(ours[:, k], truth[:, k]) < 0.8 * nrmse(theirs[:, 1 + k], truth[:, k])
 
 
 def test_exact_solution_agrees_with_deepxde():
@@ -313,10 +313,10 @@ def test_a_batch_of_many_nus_is_each_solved_alone():
     for k in range(3):
         for alone in (solve(u[k : k + 1], float(kappa[k]), times), solve(u[k : k + 1], kappa[k : k + 1], times)):
             assert nrmse(together[k : k + 1], alone) < 1e-5
-    for method in (finite_volume, spectral):
+    for method, bound in ((finite_volume, 1e-12), (spectral, 1e-3)):  # whose time steps are the batch's
         together = method(u, kappa, times)
         for k in range(3):
-            assert nrmse(together[k : k + 1], method(u[k : k + 1], float(kappa[k]), times)) < 3e-3  # other time steps
+            assert nrmse(together[k : k + 1], method(u[k : k + 1], float(kappa[k]), times)) < bound
 
 
 def test_random_fields_have_the_covariance_that_is_said(tmp_path):

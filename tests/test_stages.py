@@ -112,8 +112,8 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(name, data):
         given = iter(of_both)
         parts.append(gradient(lambda batch, index=index, given=given: batch.part(index, 2, lambda own: next(given))))
     for whole, first, second in zip(gradient(lambda batch: batch), *parts, strict=True):
-        torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-5 * float(whole.norm()))
-        assert not torch.allclose(first, second, rtol=1e-2)
+        assert ((first + second) / 2 - whole).norm() < 3e-4 * whole.norm()  # the rollout amplifies its rounding
+        assert (first - second).norm() > 3e-2 * whole.norm()
 
 
 def standard_normal(z, t):

@@ -43,9 +43,9 @@ def test_the_spectral_solver_has_the_symmetry(name):
     assert departure(SYMMETRIES[name], spectral, 0.01, 256) < (1e-6 if name == "galilean" else 1e-12)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("translation", 1e-12), ("reflection", 1e-12), ("galilean", 2e-3)])
+@pytest.mark.parametrize(("name", "bound"), [("translation", 1e-12), ("reflection", 1e-12), ("galilean", 1.2e-3)])
 def test_finite_volumes_have_the_symmetry(name, bound):
-    """The upwind flux, and so its error, depends on the frame's speed: 1.5e-3 for the Galilean shift."""
+    """The upwind flux, and so its error, depends on the frame's speed: 9e-4 for the Galilean shift."""
     assert departure(SYMMETRIES[name], finite_volume, 0.002 / math.pi, 256) < bound
 
 

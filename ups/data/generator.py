@@ -117,8 +117,8 @@ class Burgers(Dataset):
         u0 = INITIAL_CONDITIONS[self.initial_condition](count, self.solver_points, stream)
         nus = log_uniform(*nu, count, stream) if isinstance(nu, list) else None
 
-        # Chunks of like speed or nu: all of a chunk take the steps of its fastest. So a GPU, for which they are too
-        # small, would make other data of the same name.
+        # Chunks of like speed or nu: all of a chunk wait for its slowest solution, and the spectral method takes its
+        # steps for all. So a GPU, for which they are too small, would make other data of the same name.
         order = (u0.abs().amax(-1) if nus is None else nus).argsort()
         chunks = [
             (rows, u0[rows], nu / torch.pi if nus is None else nus[rows, None] / torch.pi)
