@@ -93,7 +93,8 @@ def test_the_classical_solver_has_the_same_answer_in_any_batch():
     speed = torch.tensor([[1.0], [3.0], [1.0], [2.0]])
     u, nu = speed * torch.sin(2 * math.pi * torch.arange(256) / 256), torch.tensor([0.001, 0.0015, 0.01, 0.001])
     together = classical_solver(u, nu, 0.05, torch.Generator())
-    alone = torch.cat([classical_solver(*each, 0.05, torch.Generator()) for each in zip(u.split(1), nu.split(1))])
+    rows = zip(u.split(1), nu.split(1), strict=True)
+    alone = torch.cat([classical_solver(*row, 0.05, torch.Generator()) for row in rows])
     assert torch.allclose(together, alone, atol=1e-6) and not torch.allclose(alone[0], alone[2], atol=1e-3)
 
 

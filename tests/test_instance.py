@@ -434,6 +434,13 @@ def test_destroy_fails_three_times(answer, renter):
     assert output.count(f"end it: vastai destroy instance {number}") == 3
 
 
+def test_nothing_seen_after_a_destroy_that_failed_is_no_end(renter):
+    renter.server.faults += [Fault(DESTROY, (500, {}), times=2),
+                             Fault(r"GET /api/v0/instances/\d+/", (200, {"instances": None}), times=2)]  # fmt: skip
+    number = renter.rent("mode")
+    assert renter.gone(number).count(f"end it: vastai destroy instance {number}") == 2
+
+
 def test_a_destroy_that_is_only_said_to_be_done(renter):
     renter.server.faults.append(Fault(DESTROY, (200, {"success": True}), times=2))
     output = renter.gone(renter.rent("mode"))

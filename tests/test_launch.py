@@ -31,7 +31,7 @@ from ups.launch import command
 from ups.launch.actions import TrainingFailed, follow, logs, overlap, reap
 from ups.launch.command import passed_on
 from ups.launch.ledger import Ledger, Rental, new_label
-from ups.launch.rehearsal.local import interpreter
+from ups.launch.rehearsal.local import interpreter, rehearsed
 from ups.launch.rehearsal.vast_server import Fault, Machine, VastServer, inherited_environment, offer
 from ups.launch.rehearsal.wandb_server import WandbServer
 from ups.launch.vast_api import Vast
@@ -309,6 +309,12 @@ def test_lines_of_a_log_that_were_seen(seen, lines, shared):
     assert overlap(list(seen), list(lines)) == shared
 
 
+def test_a_rehearsal_needs_what_the_machines_script_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="flock, setsid is not installed here"), rehearsed(composed("launch"), tmp_path):
+        pass
+
+
 def test_a_rehearsal_says_what_failed(launch):
     answer = launch("vast.rehearse=true", *SMALLER, *LOSSY, "runtime.device=cuda:99", "+auto_shutdown=true",
                     "vast.offer.reliability=0.999", "vast.disk=250", "vast.max_price=0.3",
@@ -533,6 +539,13 @@ def test_logs_by_id_from_anywhere(rent, server, tmp_path, capsys):
         show("vast.follow=true")
 
 
+def test_logs_of_an_instance_that_is_gone(rent, server, tmp_path):
+    rental = rent()
+    server.rows.clear()
+    with pytest.raises(UserError, match=f"^vast.instance={rental.instance_id} is gone, and its log with it"):
+        logs(composed("launch").vast, Vast(0.02, 3), Ledger(tmp_path / "rentals"))
+
+
 def test_status_with_another_key_loses_nothing(launch, rent, server):
     rent()
     rows, server.rows = server.rows, {}
@@ -666,6 +679,23 @@ def test_a_rental_whose_file_cannot_be_written_is_in_the_sweeps_table(launch, se
     assert str(number) in answer.stdout[answer.stdout.index("Rented by this sweep") :]
 
 
+def test_a_sweep_that_is_followed_has_each_end_in_its_table(launch, server, tmp_path):
+    process = launch("-m", *LOSSY, "seed=1", "vast.follow=true", wait=False)
+    wait_for(lambda: list(tmp_path.rglob("launch.json")))
+    (number,) = server.rows
+    server._destroy(number)
+    answer = finished(process)
+    table = answer.stdout[answer.stdout.index("Rented by this sweep") :]
+    assert "1 of 1 jobs failed" in error_of(answer) and "STILL BILLED" not in answer.stderr
+    assert f"instance {number} is gone" in " ".join(table.replace("│", " ").split())
+
+
+def test_a_launch_that_fails_says_nothing_of_an_earlier_one_in_its_folder(launch, server):
+    assert launch(*LOSSY, "hydra.run.dir=same").returncode == 0
+    answer = launch(*LOSSY, "hydra.run.dir=same", "vast.max_price=0.01")
+    assert "vast.max_price" in error_of(answer) and "STILL BILLED" not in answer.stderr and len(server.rows) == 1
+
+
 def test_a_key_that_is_not_needed_is_not_sent(launch, server):
     assert launch(*LOSSY, WANDB_API_KEY="0" * 40).returncode == 0
     assert "WANDB_API_KEY" not in server.sent(CREATE)[0].body["env"]
@@ -709,6 +739,15 @@ def test_a_server_of_wandb_that_the_machine_cannot_reach_rents_nothing(url, monk
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with pytest.raises(UserError, match=f"{re.escape(url)} is this computer's.* wandb login --host URL"):
         command.job_of(composed("launch"))
+
+
+def test_a_wandb_that_answers_strangely_is_one_line(monkeypatch):
+    def fails(cfg):
+        raise RuntimeError("500: a proxy's page")  # its own error derives from none of those before Exception
+
+    monkeypatch.setattr(command, "writable_project", fails)
+    with pytest.raises(UserError, match=r"^W&B does not take the key or does not answer \(500: a proxy's page\)"):
+        command.answering_project(composed("launch"))
 
 
 def test_a_key_that_wandb_refuses_rents_nothing(launch, server):

@@ -151,11 +151,16 @@ def test_search_empty(server, ledger):
     assert not server.sent(CREATE)
 
 
-def test_offer_taken(server, ledger):
-    server.faults.append(Fault("PUT /api/v0/asks/1000/", (410, {"success": False, "error": "no_such_ask"})))
-    assert rent_one(ledger).offer_id == 1001
-    assert only_instance(server)["machine_id"] == 101
-    assert [each.state for each in ledger.rentals()] == [State.NOT_RENTED, State.RUNNING]
+@pytest.mark.parametrize("answer", [
+    (410, {"success": False, "error": "no_such_ask"}),
+    (404, {"success": False, "error": "invalid_args", "msg": "error 404/3603: no_such_ask It is not available."}),
+], ids=["410", "404"])  # fmt: skip
+def test_offer_taken(answer, server, ledger):
+    """As often as it happens: it is not the offers' fault."""
+    server.faults.append(Fault(CREATE, answer, times=3))
+    assert rent_one(ledger).offer_id == 1003
+    assert only_instance(server)["machine_id"] == 103
+    assert [each.state for each in ledger.rentals()] == 3 * [State.NOT_RENTED] + [State.RUNNING]
 
 
 @pytest.mark.parametrize(
@@ -205,8 +210,9 @@ def test_create_success_false(server, ledger):
 
 
 def test_a_refusal_that_is_not_the_offers_fault_is_told(server, ledger):
-    server.faults.append(Fault(CREATE, (400, {"success": False, "error": "insufficient_credit"}), times=99))
-    with pytest.raises(UserError, match=r"Vast gives none of its offers: insufficient_credit"):
+    why = {"error": "insufficient_credit", "msg": "Your account lacks credit"}
+    server.faults.append(Fault(CREATE, (400, {"success": False} | why), times=99))
+    with pytest.raises(UserError, match=f"Vast gives none of its offers: {why['error']}: {why['msg']}"):
         rent_one(ledger)
     assert len(server.sent(CREATE)) == 2 and not server.rows
 
@@ -248,6 +254,12 @@ def test_key_wrong(request_, answer, server, ledger):
     assert not server.rows and len(server.sent(request_)) == 1
 
 
+def test_a_refused_offer_is_not_a_refused_key(server, ledger):
+    why = {"success": False, "error": "invalid_args", "msg": "Offer 1000 is not your own"}
+    server.faults.append(Fault(CREATE, (403, why)))
+    assert rent_one(ledger).offer_id == 1001 and ledger.rentals()[0].notes == [f"invalid_args: {why['msg']}"]
+
+
 @pytest.mark.parametrize("answer", ["cut", (200, []), (520, "error")])
 def test_reads_that_fail_are_repeated(answer, server, ledger):
     server.faults.append(Fault(r"GET /api/v0/instances/\d+/", answer, times=2))
@@ -282,6 +294,45 @@ def test_a_machine_that_is_loading_at_its_deadline(server, ledger):
     with pytest.raises(UserError, match=r"100 was still loading after 0\.00\d+ minutes"):
         rent_one(ledger, "vast.loading_minutes=0.2", "vast.max_hours=1e-4", "vast.min_hours=0", "vast.max_tries=1")
     assert not server.rows
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_an_instance_that_is_not_seen_at_first_is_not_gone(listed, server, ledger):
+    """The single read answers null for one that was just created; the list may lag too."""
+    server.loading_seconds = 0.2
+    server.faults.append(Fault(r"GET /api/v0/instances/\d+/", (200, {"instances": None}), times=8 if listed else 3))
+    server.faults += [] if listed else [Fault("GET /api/v1/instances/", (200, {"instances": []}), times=3)]
+    rental = rent_one(ledger)
+    assert len(server.sent(CREATE)) == 1 and set(server.rows) == {rental.instance_id}
+
+
+def test_an_instance_that_is_gone_while_it_loads(server, ledger):
+    class Loses(VastServer):
+        def _create(self, offer_id, body):
+            status, content = super()._create(offer_id, body)
+            if offer_id == 1000:
+                del self.rows[content["new_contract"]]
+            return status, content
+
+    server.__class__ = Loses
+    assert rent_one(ledger).offer_id == 1001 and ledger.rentals()[0].machine_failed == "is gone"
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [("Error response from daemon: manifest unknown", r"^vast\.image=\S+ cannot be had: .*: manifest unknown$"),
+     ("pulling", r"100 was still loading \(pulling\) after 0\.01 minutes")],
+)  # fmt: skip
+def test_what_the_service_says_of_a_machine_that_loads_is_told(message, told, server, ledger):
+    class Says(VastServer):
+        def _seen(self, row):
+            return super()._seen(row) | {"status_msg": message}
+
+    server.__class__ = Says
+    server.stays_loading = {100}
+    with pytest.raises(UserError, match=told):
+        rent_one(ledger, "vast.max_tries=1")
+    assert not server.rows and bool(ledger.failed_machines()) == (message == "pulling")
 
 
 def test_a_machine_that_exits(server, ledger):
@@ -368,6 +419,17 @@ def test_a_destroy_that_is_answered_by_a_bad_key_is_not_believed(server):
     ]
     server.rows[1] = {"id": 1, "instance_api_key": "x"}
     assert Vast(0.01, 3).destroy(1) is False
+
+
+def test_a_destroy_that_was_refused_is_not_done_because_nothing_is_seen(server):
+    server.faults += [
+        Fault(DESTROY, (429, {"detail": "too frequent"}), times=99),
+        Fault(r"GET /api/v0/instances/\d+/", (200, {"instances": None}), times=99),
+        Fault("GET /api/v1/instances/", (200, {"instances": []}), times=99),
+    ]
+    assert Vast(0.01, 3).destroy(1) is False
+    server.faults.clear()
+    assert Vast(0.01, 3).destroy(1) is True  # 404 no_such_instance
 
 
 def test_a_list_of_several_pages_is_read_to_its_end(server, ledger):

@@ -118,6 +118,21 @@ def test_what_is_not_pushed_is_one_line_with_its_mend(spoil, message, clone):
     assert "\n" not in str(error.value)
 
 
+def test_the_remote_is_the_one_that_is_pushed_to(clone):
+    git(clone, "remote", "rename", "origin", "fork")
+    git(clone, "remote", "add", "upstream", str(clone.parent / "upstream.git"))
+    git(clone, "config", "branch.main.remote", "upstream")
+    with pytest.raises(UserError, match=r"upstream\.git cannot be read"):
+        source(clone)
+    git(clone, "config", "remote.pushDefault", "fork")
+    assert source(clone).branch == "main"
+
+
+def test_a_branch_that_tracks_a_local_one(clone):
+    git(clone, "config", "branch.main.remote", ".")
+    assert Path(source(clone).url).resolve() == clone.parent / "remote.git"
+
+
 def test_a_remote_on_this_machine_is_for_rehearsals(clone):
     with pytest.raises(UserError, match="is on this machine"):
         pushed_source(clone, None)

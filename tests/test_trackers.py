@@ -170,7 +170,7 @@ def test_logging_never_waits_for_a_client_that_hangs(alone):
     with WandbServer() as server:
         (longest, finish), error = alone(server, 12000, "stop")
     one_warning(error, "failed at log (no answer, 10000 calls wait)")
-    assert longest < 10 and finish < 10  # seconds; finish_timeout is 20
+    assert longest < 4 and finish < 10  # seconds, of half a one on a quiet machine; finish_timeout is 20
 
 
 @pytest.mark.parametrize("fault", ["wrong key", "broken netrc", "no answer"])

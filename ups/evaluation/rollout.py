@@ -58,7 +58,7 @@ def persistence(u: Tensor, nu: Tensor, time_step: float, generator: torch.Genera
 
 
 def classical_solver(u: Tensor, nu: Tensor, time_step: float, generator: torch.Generator) -> Tensor:
-    """The generator's finite volumes on the surrogate's own grid; of a viscosity that would take them hours, `spectral`."""
+    """Finite volumes on the surrogate's own grid; of a viscosity that would take them hours, `spectral`."""
     kappa = nu[:, None] / torch.pi
     stiff = kappa[:, 0] * u.shape[-1] >= STIFF
     advanced = torch.empty_like(u)

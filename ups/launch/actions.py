@@ -15,6 +15,7 @@ from ups.launch.provision import destroy_command, still_billed
 from ups.launch.vast_api import Vast
 
 LOG_LINES = 200
+LOG_SECONDS = 3  # between two looks at a log; a machine that has ended waits ten for its last lines to be seen
 SECONDS_OVER = 300  # after the deadline, within which a machine should have ended itself
 ENDING = re.compile(r"ups [\d:]+ Training (complete|failed \(\d+\))")  # of onstart.sh, before it destroys the machine
 
@@ -83,6 +84,8 @@ def may_be_saving(row: dict) -> bool:
 def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
     row = chosen(settings, vast, ledger)
     if not settings.follow:
+        if vast.show(row["id"]) is None:
+            raise UserError(f"vast.instance={row['id']} is gone, and its log with it: see its W&B page")
         return screen.print(vast.logs(row["id"], LOG_LINES))
     rental = next((rental for rental in ledger.rentals() if rental.label == row["label"]), None)
     if rental is None:
@@ -91,7 +94,8 @@ def logs(settings: DictConfig, vast: Vast, ledger: Ledger) -> None:
 
 
 def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
-    """New lines of the log until the instance is gone. Ctrl-C leaves it running.
+    """New lines of the log until the instance is gone. Ctrl-C leaves it running. `seconds`: between two looks, at most
+    LOG_SECONDS, or the machine may be gone before its last lines were seen.
 
     Raises `TrainingFailed` unless the log says that the training is complete.
     """
@@ -106,7 +110,7 @@ def follow(vast: Vast, ledger: Ledger, rental: Rental, seconds: float) -> None:
             lines = latest or lines
             if time.time() > rental.deadline + SECONDS_OVER and not may_be_saving(row):
                 raise UserError(f"past its deadline. {how_to_save(rental.instance_id)}")
-            time.sleep(seconds)
+            time.sleep(min(seconds, LOG_SECONDS))
     except Interrupted as interruption:
         goes_on = f"instance {rental.instance_id} goes on without an onlooker"
         raise Interrupted(interruption.signum, goes_on) from None

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -59,25 +60,31 @@ def run_launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
 
 def launch(cfg: DictConfig, outcomes: list[Outcome]) -> None:
     """Rent, and follow if that is wanted."""
+    started, folder = time.time(), Path(HydraConfig.get().runtime.output_dir)
     ledger, outcome = Ledger(Path(cfg.vast.ledger)), Outcome(passed_on())
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         outcomes.append(outcome)
+    rental = None
     try:
         rental = rented(cfg)
+        if rental and cfg.vast.follow:
+            follow(Vast(cfg.vast.pause, cfg.vast.request_timeout), ledger, rental, cfg.vast.poll_seconds)
     except BaseException as error:
         outcome.error = first_line(error)
         raise
     finally:  # by the ledger, which knows it whatever came after the rental
-        outcome.rental = still_open(ledger, Path(HydraConfig.get().runtime.output_dir))
-        if outcome.rental and outcome.error and "STILL BILLED" not in outcome.error and not cfg.vast.rehearse:
+        outcome.rental = still_open(ledger, folder, started)
+        untold = rental is None and outcome.rental and "STILL BILLED" not in outcome.error
+        if untold and outcome.error and not cfg.vast.rehearse:
             console.print(still_billed(outcome.rental))
-    if rental and cfg.vast.follow:
-        follow(Vast(cfg.vast.pause, cfg.vast.request_timeout), ledger, rental, cfg.vast.poll_seconds)
 
 
-def still_open(ledger: Ledger, folder: Path) -> Rental | None:
-    """The latest rental of the run in that folder, if nothing has ended it."""
-    mine = [rental for rental in ledger.rentals() if rental.is_open and rental.run_folder == str(folder)]
+def still_open(ledger: Ledger, folder: Path, started: float) -> Rental | None:
+    """The latest rental of the run in that folder, which may have had others before, if nothing has ended it."""
+    mine = [
+        rental for rental in ledger.rentals()
+        if rental.is_open and rental.run_folder == str(folder) and rental.asked >= started
+    ]  # fmt: skip
     return mine[-1] if mine else None
 
 
@@ -162,11 +169,11 @@ def is_here(url: str) -> bool:
 
 def answering_project(cfg: DictConfig) -> tuple[str, str]:
     """W&B's entity and page of the project, once W&B has taken the key."""
-    import wandb
-
     try:
         return writable_project(cfg)
-    except (wandb.errors.Error, ValueError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the client's errors have no common class
         raise UserError(
             f"W&B does not take the key or does not answer ({first_line(error)}): wandb login --verify"
         ) from error

@@ -14,7 +14,8 @@ export P U
 say() { echo "ups $(date -u +%T) $*"; }
 
 # Sleeps until the time in its first argument, then destroys this instance until a read says that it is gone. A 404
-# alone is no proof: a bad key answers it too, but so may the key of an instance that is gone. Every sixth try is a stop,
+# alone is no proof: a bad key answers it too, but so may the key of an instance that is gone. Nor is null, which an
+# instance that is there may answer too, unless a destruction was taken. Every sixth try is a stop,
 # which at least ends the GPU's bill. While a file of its further arguments is there, the disk holds results that are
 # saved nowhere else: stopped, not destroyed; a start then saves them, and ends it.
 END='
@@ -43,8 +44,8 @@ while 1:
   time.sleep(p)
   b = call("GET")
   e = b.get("error")
-  if e == "no_such_instance" or b.get("instances", 1) is None: sys.exit(say("destroyed"))
   ok |= a.get("success") is True and not stop
+  if e == "no_such_instance" or ok and not b.get("instances", 1): sys.exit(say("destroyed"))
   if not ok or e != "auth_error":
     say("STILL BILLED (%s, %s), end it: vastai %s instance %s" % (a.get("error"), e,
       ("destroy", "start")[keep], env("CONTAINER_ID")))

@@ -1,22 +1,24 @@
 """From offers to a machine that runs, or to nothing: whatever happens on the way, no instance is left behind."""
 
+import re
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ups.console import console
-from ups.errors import UserError, first_line
+from ups.errors import UserError, first_line, shortened
 from ups.launch.job import END_MARK, Job
 from ups.launch.ledger import Ledger, Rental, State, new_label
 from ups.launch.offers import Offer, no_offer, query, rank, reason
 from ups.launch.vast_api import NotRented, Unclear, Vast
 from ups.signals import stopped_once, undisturbed
 
-LOOKS = 5  # at the list, with growing spaces, for an instance that an unclear answer may have created
+LOOKS = 5  # for an instance that may have been created, or may be gone: one read can miss it
 SAME_REFUSALS, MAX_REFUSALS = 2, 10
 UNSEEN = "no instance has the label; should one appear, vast.action=reap ends it"
 DEAD = ("exited", "offline", "unknown")  # states that never become "running"
+NO_IMAGE = re.compile("manifest unknown|manifest for .* not found|pull access denied|repository does not exist")
 
 
 class MachineFailed(Exception):
@@ -128,19 +130,26 @@ def wait_until_running(vast: Vast, settings: DictConfig, rental: Rental) -> None
     """Raises `MachineFailed`, or `UserError` if Vast did not take the script whole."""
     minutes = min(settings.loading_minutes, max(rental.deadline - time.time(), 0) / 60)
     limit = time.monotonic() + minutes * 60
+    unseen = 0
     while True:
         row = vast.show(rental.instance_id)
-        if row is None:
+        unseen = 0 if row else unseen + 1
+        if unseen == LOOKS:
             raise MachineFailed("is gone")
+        row = row or {}
         if row.get("onstart") and not row["onstart"].rstrip().endswith(END_MARK.strip()):
             raise UserError("Vast cut the machine's script off: put the overrides into a preset in conf/experiment/")
         status = row.get("actual_status")
         if status == "running":
             return
+        message = shortened(row.get("status_msg") or "", 200)
+        if NO_IMAGE.search(message):
+            raise UserError(f"vast.image={settings.image} cannot be had: {message}")
+        said = f" ({message})" if message else ""
         if status in DEAD:
-            raise MachineFailed(f"is {status}")
+            raise MachineFailed(f"is {status}{said}")
         if time.monotonic() > limit:
-            raise MachineFailed(f"was still {status or 'being created'} after {minutes:.3g} minutes")
+            raise MachineFailed(f"was still {status or 'being created'}{said} after {minutes:.3g} minutes")
         time.sleep(settings.poll_seconds)
 
 

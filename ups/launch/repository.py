@@ -41,7 +41,8 @@ def pushed_source(folder: Path, token: str | None, local: bool = False) -> Sourc
     remotes = (git(folder, "remote") or "").split()
     if not remotes:
         raise UserError(f"the repository has no remote: git remote add origin URL && git push -u origin {branch}")
-    remote = git(folder, "config", f"branch.{branch}.remote") or ("origin" if "origin" in remotes else remotes[0])
+    own = git(folder, "for-each-ref", "--format=%(push:remotename)", f"refs/heads/{branch}")
+    remote = own if own and own != "." else "origin" if "origin" in remotes else remotes[0]
     refuse_changes(folder)
 
     url, embedded = clone_url(git(folder, "remote", "get-url", remote) or remote, local)

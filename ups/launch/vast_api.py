@@ -1,7 +1,8 @@
 """Vast's API through its own SDK, with what the SDK leaves to its caller: answers that lie, and answers that lack.
 
-Facts about the service (docs.vast.ai): a refused request may come back as 200 with `success: false`; a bad key answers
-404; the list and the single read are the only proof that an instance is gone.
+Facts about the service (docs.vast.ai, and what its users tell): a refused request may come back as 200 with `success:
+false`; a bad key answers 404; the single read may answer null for an instance that is there. Only a destruction that
+was taken, and then both the single read and the list, prove that one is gone.
 """
 
 import os
@@ -76,18 +77,19 @@ class Vast:
         instance_id = answer.get("new_contract")
         if answer.get("success") is True and isinstance(instance_id, int):
             return instance_id
-        reason = str(answer.get("error") or answer.get("msg") or "no reason given")
+        reason = _reason_of(answer)
         if isinstance(instance_id, int):  # refused (a bid too low), and yet there is a stopped instance
             if not self.destroy(instance_id):
                 raise Unclear(reason)
             raise NotRented(reason)
-        if answer.get("success") is False or answer.get("error") == "no_such_ask":
+        if answer.get("success") is False or "no_such_ask" in reason:
             raise NotRented(reason)
         raise Unclear(reason)  # also a page of what stands between, which may have passed the request on
 
     def show(self, instance_id: int) -> dict | None:
         """One instance, None if it does not exist; the row holds the environment's secrets."""
-        return self._repeat(lambda: self.sdk.show_instance(instance_id))
+        row = self._repeat(lambda: self.sdk.show_instance(instance_id))
+        return row or next((each for each in self.instances("") if each["id"] == instance_id), None)
 
     def instances(self, prefix: str) -> list[dict]:
         """All whose label starts with `prefix`."""
@@ -107,16 +109,20 @@ class Vast:
             query["after_token"] = answer["next_token"]
 
     def destroy(self, instance_id: int) -> bool:
-        """True only if a read after it shows that the instance is gone."""
+        """True only if the service took it, and a read after it shows that the instance is gone."""
+        taken = False
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
-                self.sdk.destroy_instance(instance_id)
-            except (requests.RequestException, ValueError) as error:
-                console.print(f"destroy {instance_id}: {_reason(error)}")  # the read decides
+                taken |= self.sdk.destroy_instance(instance_id).get("success") is True
+            except requests.HTTPError as error:
+                taken |= _json(error.response).get("error") == "no_such_instance"
+                console.print(f"destroy {instance_id}: {_reason(error)}")
+            except (requests.RequestException, *STRANGE) as error:
+                console.print(f"destroy {instance_id}: {_reason(error)}")
             try:
-                if self.show(instance_id) is None:
+                if self.show(instance_id) is None and taken:
                     return True
             except UserError as error:
                 console.print(f"show {instance_id}: {_reason(error)}")
@@ -141,8 +147,7 @@ class Vast:
                 if answer.get("error") == "no_such_instance":
                     return None
                 if attempt == TRIES or (status != 429 and status < 500):
-                    reason = answer.get("error") or answer.get("msg") or "no reason given"
-                    raise UserError(f"Vast answers {status}: {reason}") from error
+                    raise UserError(f"Vast answers {status}: {_reason_of(answer)}") from error
             except (requests.RequestException, *STRANGE) as error:
                 if attempt == TRIES:
                     raise UserError(
@@ -153,8 +158,16 @@ class Vast:
 
 
 def _refuse_bad_key(error: requests.HTTPError) -> None:
-    if error.response.status_code in (401, 403) or _json(error.response).get("error") == "auth_error":
-        raise UserError("Vast refuses the key: vastai set api-key KEY, or export VAST_API_KEY=KEY") from error
+    answer = _json(error.response)
+    if error.response.status_code == 401 or answer.get("error") == "auth_error":
+        raise UserError(
+            f"Vast refuses the key ({_reason_of(answer)}): vastai set api-key KEY, or export VAST_API_KEY=KEY"
+        ) from error
+
+
+def _reason_of(answer: dict) -> str:
+    """Which of the two says more differs from request to request."""
+    return ": ".join(str(answer[name]) for name in ("error", "msg") if answer.get(name)) or "no reason given"
 
 
 def _reason(error: Exception) -> str:

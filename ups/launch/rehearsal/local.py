@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import sysconfig
 import venv
@@ -18,11 +19,15 @@ from ups.launch.rehearsal.vast_server import VastServer, inherited_environment, 
 from ups.launch.rehearsal.wandb_server import ENTITY, WandbServer
 
 POLL_SECONDS = 0.5
+NEEDED = ("flock", "setsid")  # by the machine's script; any Linux has them
 
 
 @contextmanager
 def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
     """The config to launch with while this computer plays the service; machines are folders in `folder`/machines."""
+    lacking = [program for program in NEEDED if shutil.which(program) is None]
+    if lacking:
+        raise UserError(f"vast.rehearse=true: {', '.join(lacking)} is not installed here: rehearse on Linux")
     machines = folder.resolve() / "machines"
     environment = inherited_environment(machines) | {"PATH": f"{interpreter(machines)}:{os.environ['PATH']}"}
     key = secrets.token_hex(32)
@@ -35,6 +40,11 @@ def rehearsed(cfg: DictConfig, folder: Path) -> Iterator[DictConfig]:
             f"rehearsal: {service.url} plays Vast, {tracker.url} plays W&B, machines are folders in {machines}; "
             "nothing is rented"
         )
+        if not (cfg.auto_shutdown or cfg.vast.dry_run):
+            console.print(
+                f"rehearsal: without +auto_shutdown=true it lasts until the deadline, vast.max_hours="
+                f"{cfg.vast.max_hours:g} from now; Ctrl-C ends it"
+            )
         here = OmegaConf.merge(
             cfg, {"vast": {"follow": True, "poll_seconds": POLL_SECONDS, "ledger": str(folder / "rentals")}}
         )
