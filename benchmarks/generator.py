@@ -31,6 +31,7 @@ from ups.data.exact import cole_hopf
 from ups.data.generator import CHUNK
 from ups.data.initial_conditions import cell_centres, random_sinusoids
 from ups.data.solver import solve
+from ups.evaluation.metrics import relative_error
 
 SAMPLES = {0.001: 16, 0.01: 8, 0.1: 3}  # of theirs, by what it takes for one
 POINTS = 1024
@@ -82,8 +83,7 @@ def pdebench(u0: Tensor, nu: float, clone: Path, python: str) -> tuple[Tensor, f
 
 def report(nu: float, name: str, u: Tensor, seconds: float, truth: Tensor) -> tuple[float, list[float]]:
     """Print a line; -> seconds a sample, and the errors at the scored times."""
-    difference = u[: len(truth), list(SCORED.values())] - truth
-    errors = (difference.square().mean(-1) / truth.square().mean(-1)).sqrt().mean(0).tolist()
+    errors = relative_error(u[: len(truth), list(SCORED.values())], truth).mean(0).tolist()
     print(f"{nu:6g} {name:<9} {seconds:10.4f} {len(u):8d}" + "".join(f"{error:14.2e}" for error in errors), flush=True)
     return seconds, errors
 

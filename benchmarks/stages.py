@@ -208,7 +208,8 @@ def trained_as(name: str, steps: dict[str, int], shared: list[str]) -> dict:
 def scores_of(row: Row, run: dict, window: Trajectories, validation: Trajectories) -> dict:
     """Of one training; kept in the cache, since an ensemble of rollouts takes minutes."""
     kind = "dressed" if row.dressed else row.evaluations
-    name = f"scores{SCORES}-{run['entry'].path.name}-{kind}-{len(window)}.json"
+    weights = run["entry"].result()["sha256"][:12]
+    name = f"scores{SCORES}-{run['entry'].path.name}-{weights}-{kind}-{len(window)}.json"
     kept = Path("cache") / "stages" / name
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from ups.config.check import check
 from ups.config.compose import composed
 from ups.files import nulled, read_json, write, write_json
+from ups.provenance import git_commit
 from ups.stages.stage import Stage
 from ups.training.identity import identity_of
 from ups.training.load import load_chain
@@ -53,22 +54,25 @@ def steps_for(seconds: float, overrides: list[str], budgets: list[str]) -> int:
     """How many steps fit into the time at the speed of the faster of two short trainings that are thrown away.
 
     `budgets`: the keys of the prerequisites' steps, and last of the stage's own, which are timed. The cache remembers
-    the speed: of the same config, on this machine.
+    the speed of the same config, by the same code on the same machine.
     """
     short = [*overrides, *(f"{budget}={TRIAL_STEPS}" for budget in budgets)]
     short += [f"stage{'.requires' * depth}.validations=1" for depth in range(len(budgets))]
     short += ["dataset.validation=8", "dataset.test=8"]  # scoring an ensemble would take longer
     identity = identity_of(checked(short))
-    measured = Path("cache") / "speeds" / f"{identity.folder}.json"
-    if not measured.exists():
-        measured.parent.mkdir(parents=True, exist_ok=True)
+    kept = Path("cache") / "speeds" / f"{identity.folder}.json"
+    measured = read_json(kept) if kept.exists() else {}
+    here = {"machine": machine(), "commit": git_commit()}
+    if not here.items() <= measured.items():
+        kept.parent.mkdir(parents=True, exist_ok=True)
         spent = []
         for _ in range(2):  # other work on the machine slows one of them, rarely both
             with tempfile.TemporaryDirectory() as store:
                 train([*short, f"store={store}"], quiet=True)
                 spent.append(Entry(Path(store), identity).result()["seconds"]["training"])
-        write_json(measured, {"steps_per_second": TRIAL_STEPS / min(spent)})
-    return round(seconds * read_json(measured)["steps_per_second"])
+        measured = here | {"steps_per_second": TRIAL_STEPS / min(spent)}
+        write_json(kept, measured)
+    return round(seconds * measured["steps_per_second"])
 
 
 def significant(value: float) -> str:

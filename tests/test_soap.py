@@ -65,6 +65,23 @@ def test_the_bases_are_the_eigenvectors_and_straighten_a_valley():
         assert (inside - inside.diag().diag()).norm() < 0.1 * inside.norm()
 
 
+def test_the_squares_go_with_their_eigenvectors_when_these_change_places():
+    """The least of three directions becomes the largest."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.zeros(1, 3))
+    optimizer, expected = SOAP(nn.ParameterList([weight]), replace(OPTIMIZER, basis_interval=20), {}), torch.zeros(3)
+    for step in range(1, 61):
+        sizes = torch.tensor([1.0, 1e-2, 1e-4] if step <= 40 else [1e-4, 1e-2, 10.0])
+        weight.grad = sizes * torch.randn(1, 3, generator=generator).sign()
+        expected.lerp_(weight.grad[0].square(), 1 - OPTIMIZER.betas[1])
+        optimizer.step(0.0)
+    memory = optimizer.stacks[0].memory
+    order = memory["columns"][0].abs().argmax(0)  # of the axes, by eigenvalue
+    assert order.tolist() == [2, 0, 1]
+    # Of the two largest: a basis that is nearly that of the axes leaves some of these in the third.
+    torch.testing.assert_close(memory["square"][0, 0, :2], expected[order[:2]], rtol=0.3, atol=0)
+
+
 def test_the_optimizer_takes_no_steps_along_directions_that_no_gradient_has():
     """Of rank one, as of a layer whose input is the same in each step: what is left in the bases is rounding."""
     generator = torch.Generator().manual_seed(0)
