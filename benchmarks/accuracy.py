@@ -49,6 +49,7 @@ from ups.evaluation.metrics import field_metrics
 from ups.evaluation.rollout import rollout
 from ups.paths import ROOT
 from ups.provenance import git_commit
+from ups.stages.stage import Stage
 from ups.training.build import build_chain
 from ups.training.identity import identity_of
 from ups.training.obtain import parameter_count
@@ -151,7 +152,7 @@ def trained_for(seconds: float, nu: float, model: str, seed: int) -> dict:
         "parameters": parameter_count(stage.network),
         "seconds": spent,
         "validation": [(row[step] / steps * spent, row[key]) for row in entry.rows() if key in row],
-        "predict": lambda data, first, steps: rollout(stage.step, data.window(first, steps)),
+        "predict": rollout_of(stage),
     }
 
 
@@ -180,6 +181,10 @@ def untrained_solver_in_the_loop() -> Predict:
     Its networks give zeros, and are evaluated: it takes as long as a trained one.
     """
     (stage,) = build_chain(identity_of(checked(["model=solver_in_the_loop"])), set_up("cpu", 1))
+    return rollout_of(stage)
+
+
+def rollout_of(stage: Stage) -> Predict:
     return lambda data, first, steps: rollout(stage.step, data.window(first, steps))
 
 
