@@ -10,6 +10,7 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -23,6 +24,7 @@ from torch import nn
 from ups import provenance
 from ups.callbacks.callback import Callback
 from ups.callbacks.checkpoint import Checkpoint
+from ups.callbacks.step_metrics import StepMetrics
 from ups.data.batches import batch_at
 from ups.errors import Interrupted, UserError
 from ups.files import read_json, write_json
@@ -452,6 +454,16 @@ def test_the_average_has_the_buffers_of_the_network():
     network(torch.randn(8, 2) + 3)
     average.update(network, 0)
     assert torch.equal(average.network.running_mean, network.running_mean) and network.running_mean.abs().min() > 0.1
+
+
+def test_the_speed_of_each_point_is_that_of_the_steps_since_the_one_before(data, tmp_path):
+    """Of training alone: together they have taken the training's seconds, validations and lap times left out."""
+    run = training(operator(), data, tmp_path, steps=7, validations=2)
+    train(run, [StepMetrics([], every=2)], RUNTIME)
+    assert [row["training/any/step"] for row in run.rows] == [1, 2, 4, 6, 7]
+    samples = [4 * steps for steps in (1, 1, 2, 2, 1)]  # of a batch of 4
+    speeds = [row["training/any/samples_per_second"] for row in run.rows]
+    assert sum(map(truediv, samples, speeds)) == pytest.approx(run.seconds)
 
 
 def test_learning_rate_rises_and_falls():
