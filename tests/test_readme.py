@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, clean_environment, foreign
 
-from benchmarks import accuracy, stages
+from benchmarks import accuracy, several_nu, stages
 from benchmarks.trainings import significant
 from ups.config.check import check
 from ups.config.compose import composed
@@ -120,11 +120,13 @@ def test_the_tables_of_a_page_are_the_reports(page, folder, least):
 
 @pytest.mark.parametrize(
     "file",
-    ["accuracy/nu0.001", "accuracy/nu0.01", "stages/points256", "stages/points64", "stages/points256_shares_20_2_20"],
-)
+    ["accuracy/nu0.001", "accuracy/nu0.01", "accuracy/several_nu", "stages/points256", "stages/points64",
+     "stages/points256_shares_20_2_20"],
+)  # fmt: skip
 def test_a_reports_table_is_made_of_its_figures(file):
     report = ROOT / "docs" / file
     table = {"accuracy": accuracy.table, "stages": stages.table}[report.parent.name]
+    table = several_nu.table if report.name == "several_nu" else table
     assert table(read_json(Path(f"{report}.json"))) == Path(f"{report}.md").read_text()
 
 
