@@ -21,10 +21,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ups.files import alone_in
 from ups.launch.rehearsal.wandb_server import WandbServer
 from ups.runs.proof import MadeRun
+from ups.runs.sweep import Job, print_sweep
 from ups.training.state import read_state
 
 pytestmark = pytest.mark.slow
 
+OTHER_DATA = "scored on other data than it was trained on"
 STAGES = ("operator", "diffusion_residual", "consistency_distill")
 
 
@@ -79,6 +81,12 @@ def test_the_chain_trains_and_its_charts_have_points(command, tmp_path):
         defined = [run.order.index(f"define {glob}") for glob in (f"training/{name}/step", f"training/{name}/*")]
         first = next(k for k, event in enumerate(run.order) if event.startswith("log ") and f"/{name}/" in event)
         assert defined[0] < defined[1] < first
+        last = [line for line in answer.stderr.splitlines() if line.startswith(f"{name} 6/6")]
+        (scored,) = (row for row in rows if row[f"training/{name}/step"] == "6")
+        assert len(last) == 1 and f"rollout nRMSE {float(scored[f'evaluation/{name}/rollout_nrmse']):.2e}" in last[0]
+    for split, scores in result["metrics"].items():  # of the weights that are kept, for W&B's table of runs
+        for metric, score in scores.items():
+            assert run.summary[f"score/consistency_distill/{split}/{metric}"] == score
     figures = {key.rpartition("/")[0] for row in run.rows for key in row if key.startswith("figures/")}
     assert len(figures) == 11
 
@@ -126,6 +134,12 @@ def test_a_sweep_says_at_its_end_what_was_not_trained(command):
     answer = command("train.py", "-m", "seed=-1,-2", "logger=none")
     assert answer.returncode == 1 and answer.stderr.endswith("error: 2 of 2 jobs failed\n")
     assert all(re.search(rf"│ seed=-{job} │ +not trained │", answer.stdout) for job in (1, 2))
+
+
+def test_the_table_of_a_sweep_that_was_stopped_in_its_first_job_tells_what_was_swept(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=0,1", "model.width=16"])
+    print_sweep([Job(["seed=0", "model.width=16"])])
+    assert re.search(r"│ seed=0 │ +not trained │", capsys.readouterr().out)
 
 
 def test_a_run_that_is_refused_hides_nothing_from_the_proof(command, tmp_path):
@@ -180,11 +194,16 @@ def test_a_run_that_is_resumed_has_every_point_once_on_wandb(tmp_path, cache):
 
 
 def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(command, tmp_path):
-    answer = command("train.py", *SMALL, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0")
+    """Also in the folder of an earlier run, whose result would not be its own."""
+    folder = tmp_path / "run"
+    assert command("train.py", *SMALL, "logger=none", "hydra.run.dir=run").returncode == 0
+    assert (folder / "result.json").exists() and metrics_of(folder)
+    answer = command("train.py", *SMALL, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0", "hydra.run.dir=run")
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
     assert re.search(r"error: operator: loss .* at step \d", answer.stderr)
-    (folder,) = {path.parent for path in tmp_path.rglob("metrics.csv")}
     assert wandb_log.read(folder).exit_code == 1
+    assert not (folder / "result.json").exists()
+    assert "6" not in [row["training/operator/step"] for row in metrics_of(folder)]
 
     repeat = re.search(r"`python (-m ups\.runs\.replay \S+)`", answer.stderr)[1].split()
     environment = clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
@@ -340,12 +359,13 @@ def test_evaluate_reads_files_of_others_and_other_initial_conditions(command, tm
     assert metrics["trajectories"] == 16 and len(metrics["nrmse_per_frame"]) == 31
     assert metrics["baselines"]["solver"]["nrmse"] < 1e-3 < 0.3 < metrics["baselines"]["persistence"]["nrmse"]
     assert metrics["dataset"]["path"] == str(path) and metrics["checkpoint"] == str(checkpoint)
+    assert f"note: checkpoint is {OTHER_DATA} (points: 64 -> 256)" in answer.stderr
 
     file.unlink()
     fields = ["dataset=burgers", "dataset.initial_condition=random_field", "dataset.nu=0.01", "dataset.test=3"]
     answer = command("evaluate.py", f"checkpoint={checkpoint}", *fields)
     assert answer.returncode == 0
-    assert "note: scored on other data than it was trained on (initial_condition: sinusoids -> random_" in answer.stderr
+    assert f"note: checkpoint is {OTHER_DATA} (initial_condition: sinusoids -> random_" in answer.stderr
     (file,) = tmp_path.rglob("metrics.json")
     metrics = json.loads(file.read_text())
     assert metrics["trajectories"] == 3 and 0 < metrics["baselines"]["solver"]["nrmse"] < 1e-3

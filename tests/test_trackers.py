@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,7 @@ def start(tmp_path, cache):
     """`start(server, "budget.operator=60")` -> (machine, training) after some rows in the client's file."""
 
     def start(server: WandbServer, *overrides: str) -> tuple[Machine, subprocess.Popen]:
-        machine = Machine(tmp_path / "machine", cache)
+        machine = Machine(tmp_path / "a machine", cache)
         waits = "+callbacks.wait._target_=test_trackers.WaitForFault"
         training = machine.train(server, "stage.validations=1", waits, *overrides, PYTHONPATH=str(ROOT / "tests"))
         wait_for(lambda: list(machine.folder.glob(CLIENTS)) and len(tracked(machine)) >= ROWS)
@@ -72,10 +73,11 @@ def tracked(machine: Machine) -> list[float]:
     return steps_of(wandb_log.parse(file.read_bytes()).rows)
 
 
-def one_warning(error: str, what: str) -> None:
-    """One line for all that went wrong, with the way to upload later, and none of the client's own."""
-    told = [line for line in error.splitlines() if line.startswith("warning: ") or "wandb" in line]
-    assert len(told) == 1 and what in told[0] and "wandb sync " in told[0], error
+def one_warning(error: str, what: str, wrote: bool = True) -> None:
+    """One line for all that went wrong, with the way to upload what the client wrote, and none of the client's own."""
+    lines = [line for line in error.splitlines() if not line.startswith("wandb: http")]
+    told = [line for line in lines if line.startswith("warning: ") or "wandb" in line]
+    assert len(told) == 1 and what in told[0] and ("wandb sync " in told[0]) == wrote, error
     assert "Traceback" not in error
 
 
@@ -99,7 +101,7 @@ def test_a_training_goes_on_without_the_tracker_it_lost(fault, start):
 
 
 def type_what_was_told(error: str, machine: Machine, server: WandbServer) -> None:
-    *words, files = re.search("`(wandb sync .*)`", error)[1].split()
+    *words, files = shlex.split(re.search("`(wandb sync .*)`", error)[1])
     uploading = machine.start(server, "-m", *words, *glob(files))
     assert uploading.wait(30) == 0, uploading.communicate()
 
@@ -130,7 +132,7 @@ from pathlib import Path
 import psutil
 from ups.loggers.wandb import WandbLogger
 
-rows, stop = int(sys.argv[1]), sys.argv[2:] == ["stop"]
+rows, stop, figure = int(sys.argv[1]), sys.argv[2:] == ["stop"], sys.argv[2:] == ["figure"]
 logger = WandbLogger(Path("run"), {}, "ups", None, None, [], False, init_timeout=2, finish_timeout=20)
 if stop:
     (core,) = psutil.Process().children()
@@ -141,6 +143,10 @@ for step in range(rows):
     logger.log({"training/operator/step": step, "training/operator/loss": 1.0})
     longest = max(longest, time.perf_counter() - started)
     time.sleep(0 if stop else 1e-3)
+if figure:
+    from PIL import Image
+    Image.new("RGB", (8, 8)).save("figure.png")
+    logger.log_figure("figures/operator/error", Path("figure.png"))
 started = time.perf_counter()
 logger.finish(0)
 print(longest, time.perf_counter() - started)
@@ -186,16 +192,35 @@ def test_a_start_that_fails_is_an_offline_run(fault, alone, tmp_path):
     assert len(wandb_log.read(tmp_path / "run").rows) == 5
 
 
-@pytest.mark.parametrize(("shell", "told"), [
-    ("mkdir -p run/wandb && mount -t tmpfs -o size=200k none run/wandb", "No space left on device: 'run/wandb'"),
-    ("mkdir -p run/wandb && mount -t tmpfs -o ro none run/wandb", "Read-only file system"),
+@pytest.mark.parametrize(("shell", "told", "wrote"), [
+    ("mkdir -p run/wandb && mount -t tmpfs -o size=200k none run/wandb", "No space left on device: 'run/wandb'", True),
+    ("mkdir -p run/wandb && mount -t tmpfs -o ro none run/wandb", "Read-only file system", False),
 ], ids=["full", "read-only"])  # fmt: skip
-def test_files_that_cannot_be_written_are_one_warning(shell, told, alone):
+def test_files_that_cannot_be_written_are_one_warning(shell, told, wrote, alone):
     if not can_mount():
         pytest.skip("this system lets no user mount a file system of their own (unshare -rm), as a full disk needs")
     with WandbServer() as server:
         _, error = alone(server, 1500, shell=shell, WANDB_MODE="offline")
-    one_warning(error, told)
+    one_warning(error, told, wrote)
+
+
+def test_a_run_that_is_resumed_has_a_figure_once(alone):
+    """A stage that an earlier start trained shows its figures again."""
+    with WandbServer() as server:
+        for _ in range(2):
+            alone(server, 1, "figure", WANDB_RUN_ID="abc", WANDB_RESUME="allow")
+        (made,) = server.runs.values()
+    assert len([row for row in made.rows if any(key.startswith("figures/operator/error") for key in row)]) == 1
+
+
+@pytest.mark.parametrize("mode", ["", "garbage"])
+def test_a_mode_that_the_client_does_not_know(mode, alone):
+    with WandbServer() as server:
+        _, error = alone(server, 5, WANDB_MODE=mode)
+    if mode:
+        one_warning(error, "(ValidationError: mode: Input should be 'online'", wrote=False)
+    else:
+        assert error.startswith("wandb: http") and len(error.splitlines()) == 1
 
 
 def can_mount() -> bool:

@@ -142,6 +142,16 @@ def test_a_signal_while_the_last_state_is_saved_stops_all_the_same(data, tmp_pat
         train(run, [Checkpoint(every=5), SignalAtTheEnd()], RUNTIME)
 
 
+def test_a_stop_without_a_callback_that_saves_says_so(data, tmp_path):
+    class Signal(Callback):
+        def on_step(self, training):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for callbacks, told in ([[Signal()], "it is not saved"], [[Signal(), Checkpoint(every=5)], "saved in"]):
+        with pytest.raises(Interrupted, match=f"at step 1 of 20.*{told}"):
+            train(training(operator(), data, tmp_path), callbacks, RUNTIME)
+
+
 def test_a_signal_cuts_a_validation_short_and_it_is_made_up_for(data, tmp_path):
     whole = training(operator(), data, tmp_path / "whole")
     train(whole, [Checkpoint(every=5)], RUNTIME)
@@ -348,7 +358,7 @@ def test_what_was_trained_on_other_weights_is_not_used(chain, data, capsys):
 
     chain.train_below(0)
     entry.finish(chain.stage.network.state_dict(), [{"step": 1.0}], SCORES | {"requires": first})
-    assert load_chain(chain.identity, entry.root, RUNTIME).entry is not chain.below
+    assert load_chain(chain.identity, entry.root, RUNTIME).entry.path == entry.path
     chain.train_below(1)
     with pytest.raises(ValueError, match="other weights of its prerequisite"):
         check_foreign(entry, entry.required_sha256(), RUNTIME)
@@ -397,7 +407,7 @@ def test_what_is_recorded_are_the_weights_that_were_loaded(change, chain, data):
         load_chain(chain.identity, chain.entry.root, RUNTIME)
 
 
-def test_the_plan_names_the_commit_of_a_stage_that_other_code_trained(chain):
+def test_the_plan_says_by_what_a_found_stage_was_made_where_that_is_not_the_usual(chain):
     plan = lambda: make_plan(chain.identity, chain.entry.root, "train", {})[0]
     assert plan().action == "found" and plan().why == str(chain.below.path)
     file = chain.below.path / "result.json"
@@ -405,6 +415,9 @@ def test_the_plan_names_the_commit_of_a_stage_that_other_code_trained(chain):
     result["made_by"]["git_commit"] = "0123456789" * 4 + "-dirty.0123abcd"
     write_json(file, result)
     assert plan().why == f"{chain.below.path}, by the code of 012345678-dirty.0123abcd"
+    result["made_by"] |= {"git_commit": provenance.git_commit(), "precision": "bfloat16"}
+    write_json(file, result | {"skipped": 2})
+    assert plan().why == f"{chain.below.path}, in bfloat16, 2 steps skipped"
 
 
 def test_the_plan_says_what_a_found_stage_needs_that_is_gone(chain):
@@ -422,15 +435,17 @@ def test_a_commit_with_changes_is_told_from_itself(tmp_path, monkeypatch):
     commit = provenance.git_commit.__wrapped__  # which is asked for once a process
     assert commit() is None
     git(tmp_path, "init", "-q")
-    (tmp_path / "file").write_text("1")
-    git(tmp_path, "add", "file")
+    for file in ("train.py", "README.md"):
+        (tmp_path / file).write_text("1")
+    git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "x")
     head = git(tmp_path, "rev-parse", "HEAD")
     (tmp_path / "untracked").touch()
-    assert commit() == head
+    (tmp_path / "README.md").write_text("2")
+    assert commit() == head  # of the code: what is written about it changes no result
     (tmp_path / "ups").mkdir()
     seen = {head}
-    for file, text in (("file", "2"), ("file", "3"), ("ups/own.py", "1"), ("ups/own.py", "2"), ("ups/other.py", "2")):
+    for file, text in (("train.py", "2"), ("train.py", "3"), ("ups/a.py", "1"), ("ups/a.py", "2"), ("ups/b.py", "2")):
         (tmp_path / file).write_text(text)
         assert commit() not in seen and commit().startswith(f"{head}-dirty.")
         seen.add(commit())
@@ -575,6 +590,12 @@ def test_store_names_what_sets_an_entry_apart(tmp_path):
     assert json.loads((entry.path / "identity.json").read_text()) == content
     assert entry.rows() == [{"a": 0.1}, {"a": 0.2, "b": float("inf")}]
     entry.load_weights(torch.nn.Linear(2, 2))
+    (entry.path / "identity.json").write_text("{")  # as of a full disk
+    entry.begin()
+    assert json.loads((entry.path / "identity.json").read_text()) == content
+    (entry.path / "metrics.csv").write_text("a,b\n0.1,\n")
+    with pytest.raises(UserError, match=r"metrics.csv is damaged \(1 rows of 2\)"):
+        entry.rows()
     (entry.path / "metrics.csv").write_text("a,b\n1,2,3\n")
     with pytest.raises(UserError, match=r"metrics.csv is damaged \(a row has more cells"):
         entry.rows()

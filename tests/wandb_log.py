@@ -21,6 +21,7 @@ class OfflineRun:
     rows: list[dict] = field(default_factory=list)  # without the client's own keys
     definitions: dict[str, str] = field(default_factory=dict)  # name or glob -> step metric ("" for an axis)
     order: list[str] = field(default_factory=list)  # "define NAME" and "log FIRST_KEY", as they came
+    summary: dict[str, float] = field(default_factory=dict)  # but for what the rows put there
     set_step: bool = False  # somebody passed `step=`
     exit_code: int | None = None
 
@@ -56,6 +57,9 @@ def parse(content: bytes) -> OfflineRun:
             name = record.metric.name or record.metric.glob_name
             run.definitions[name] = record.metric.step_metric
             run.order.append(f"define {name}")
+        elif kind == "summary":
+            items = record.summary.update
+            run.summary |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
         elif kind == "telemetry":
             run.set_step |= record.telemetry.feature.set_step_log
         elif kind == "exit":

@@ -19,14 +19,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ups.config.compose import composed
-from ups.config.mistakes import is_of_a_group, one_line
+from ups.config.compose import composed, typed_overrides
+from ups.config.mistakes import hydras_line, one_line
 from ups.console import stderr, unheard
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import fault_line
 from ups.machine import processes, rank
 from ups.signals import interruption, leave_closed_terminal, stopping
 
+NEEDED = "checkpoint|step_metrics"  # of the callbacks: what they keep is part of a trained stage
 _jobs = Counter()  # of this process: all, and those of a sweep that failed
 
 
@@ -79,10 +80,10 @@ def run(
         _leave_it_to_the_first()
         _fail(message)
     except (ValueError, TypeError) as error:
-        if not is_of_a_group(error):
+        if not (line := hydras_line(error)):
             raise
         _leave_it_to_the_first()
-        _fail("a group takes the name of an option, no number and not null: leave it out, or use logger=none")
+        _fail(line)
     finally:
         if finish:
             finish()
@@ -103,7 +104,7 @@ def one_line_errors(cfg: DictConfig) -> Iterator[None]:
         if hydra.mode == RunMode.MULTIRUN:
             _jobs["failed"] += 1
             reason = shortened(message, 1000) if message else traceback.format_exc()
-            stderr.print(f"job {hydra.job.num} ({shortened(' '.join(hydra.overrides.task), 200)}): {reason}")
+            stderr.print(f"job {hydra.job.num} ({shortened(' '.join(typed_overrides()), 200)}): {reason}")
             raise JobFailed from error
         if not message:
             raise
@@ -116,9 +117,9 @@ def _check_words() -> None:
         if not word.isprintable() and any(0xD800 <= ord(letter) <= 0xDFFF for letter in word):
             _leave_it_to_the_first()
             raise UserError(f"{word}: is not UTF-8")
-        if word.startswith("~") and not re.match(r"~(callbacks\.(?!checkpoint\b)|logger\.)\w+(=|$)|~hydra", word):
+        if word.startswith("~") and not re.match(rf"~(callbacks\.(?!({NEEDED})\b)|logger\.)\w+(=|$)|~hydra", word):
             _leave_it_to_the_first()
-            others = "callbacks but checkpoint (~callbacks.NAME) and loggers (~logger.NAME)"
+            others = f"callbacks (~callbacks.NAME) but {NEEDED.replace('|', ' and ')}, and loggers (~logger.NAME)"
             raise UserError(f"{word}: the key is needed; only {others} can be left out")
 
 

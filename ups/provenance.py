@@ -6,19 +6,20 @@ from functools import cache
 
 from ups.paths import ROOT
 
+CODE = ("ups", "conf", "benchmarks", ":(glob)*.py", "requirements.txt")
+
 
 @cache
 def git_commit() -> str | None:
     """The repo's commit, None outside of a git checkout: at its first call, which is before any work.
 
-    Where the code differs from it, "-dirty." and a hash of the changes follow: of tracked files, and of untracked ones
-    beside the code and the config.
+    Where code or config differ from it, "-dirty." and a hash of the changes follow, untracked files included.
     """
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = _git("diff", "HEAD") or ""
-    files = (_git("ls-files", "-z", "--others", "--exclude-standard", "ups", "conf", "benchmarks") or "").split("\0")
+    changes = _git("diff", "HEAD", "--", *CODE) or ""
+    files = (_git("ls-files", "-z", "--others", "--exclude-standard", "--", *CODE) or "").split("\0")
     for file in sorted(filter(None, files)):
         changes += f"{file} {_git('hash-object', '--', file)}\n"
     return f"{commit}-dirty.{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if changes else commit

@@ -23,15 +23,20 @@ class Progress(Callback):
         self.bar = Bar(training.settings.name, training.settings.steps, training.step)
 
     def on_step(self, training: "Training") -> None:
-        if training.step % self.every == 0 or training.step == training.settings.steps:
-            rate = (training.step - self.first) / max(training.seconds - self.first_seconds, 1e-9)
-            loss = float(training.values["loss"])
-            self.bar.update(training.step, f"loss {loss:.2e}  {rate:.3g} steps/s{self.score}")
+        if training.step % self.every == 0 and training.step < training.settings.steps:
+            self._show(training)
 
     def on_evaluate(self, training: "Training", scores: dict[str, float]) -> None:
         self.score = f"  rollout nRMSE {scores['rollout_nrmse']:.2e}"
         if "crps" in scores:
             self.score += f"  CRPS {scores['crps']:.2e}"
+        if training.step == training.settings.steps:  # the last step is shown with its score
+            self._show(training)
+
+    def _show(self, training: "Training") -> None:
+        rate = (training.step - self.first) / max(training.seconds - self.first_seconds, 1e-9)
+        loss = float(training.values["loss"])
+        self.bar.update(training.step, f"loss {loss:.2e}  {rate:.3g} steps/s{self.score}")
 
     def on_end(self, training: "Training") -> None:
         self.bar.close()

@@ -1,4 +1,4 @@
-"""The only callback that logs points, and the rule by which charts have points in them.
+"""The only callback that logs points and scores, and the rule by which charts have points in them.
 
 For each stage S, before its first point: `training/S/step` is defined, then `training/S/*` and `evaluation/S/*` with it
 as their step metric. Each point is one row that holds its step metric. The loggers' own step is never given: it only
@@ -25,6 +25,7 @@ class StepMetrics(Callback):
 
     def on_found(self, entry: "Entry") -> None:
         self._replay(entry.identity.name, entry.rows())
+        self._log_scores(entry)
 
     def on_start(self, training: "Training") -> None:
         self._replay(training.settings.name, training.rows)
@@ -40,6 +41,16 @@ class StepMetrics(Callback):
 
     def on_evaluate(self, training: "Training", scores: dict[str, float]) -> None:
         self._log(training, {f"evaluation/{training.settings.name}/{key}": value for key, value in scores.items()})
+
+    def on_trained(self, training: "Training") -> None:
+        self._log_scores(training.entry)
+
+    def _log_scores(self, entry: "Entry") -> None:
+        """Those of the weights that are kept, which the last point of the charts need not be of."""
+        name, metrics = entry.identity.name, entry.result()["metrics"]
+        scores = {f"score/{name}/{split}/{key}": value for split, of in metrics.items() for key, value in of.items()}
+        for logger in self.loggers:
+            logger.log_scores(scores)
 
     def _replay(self, name: str, rows: list[dict[str, float]]) -> None:
         for logger in self.loggers:

@@ -62,14 +62,16 @@ def _chain(content: dict) -> Iterator[tuple[str, dict]]:
 
 
 def _check_present(content: dict) -> None:
-    """What is read of every stage and dataset, also of one that is not of conf/."""
+    """What is read of every stage, dataset and W&B, also of one that is not of conf/."""
     needed = [(key, node, ("requires", *LOOP_KEYS)) for key, node in _chain(content)]
     needed += [(f"{key}.optimizer", node.get("optimizer", {}), OPTIMIZER_KEYS) for key, node in _chain(content)]
     needed += [("dataset", content["dataset"], SPLIT_KEYS)] if "dataset" in content else []
+    loggers = content.get("logger", {})
+    needed += [("logger.wandb", loggers["wandb"], ("project", "entity", "checkpoints"))] if "wandb" in loggers else []
     for key, node, names in needed:
         for name in names:
             if name not in node:
-                raise UserError(f"{key}.{name} is not set: every {key.split('.')[0]} of conf/ has it")
+                raise UserError(f"{key}.{name} is not set, and every run reads it")
 
 
 def _check_pairs(cfg: DictConfig) -> None:
@@ -79,10 +81,6 @@ def _check_pairs(cfg: DictConfig) -> None:
         low, high = node["input_noise"] if node and "input_noise" in node else (0, 0)
         if low > high or (high > 0 and low == 0):
             raise UserError(f"{path}.input_noise=[{low},{high}]: must rise, from above 0 (or be [0, 0])")
-    named = {}
-    for key, node in _chain(content):
-        if named.setdefault(node["name"], node.get("_target_")) != node.get("_target_"):
-            raise UserError(f"{key}.name={node['name']}: another stage of the chain has that name, and its charts")
     vast = cfg.get("vast")
     if vast is not None and vast.max_hours < vast.min_hours:
         raise UserError(f"vast.max_hours={vast.max_hours}: less than vast.min_hours={vast.min_hours}; lower that too")

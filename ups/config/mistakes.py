@@ -5,11 +5,12 @@ import re
 import traceback
 from pathlib import Path
 
+import hydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config.check import GROUPS
-from ups.errors import shortened
+from ups.errors import first_line, shortened
 
 
 def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[str]) -> str:
@@ -32,9 +33,12 @@ def one_line(error: HydraException | OmegaConfBaseException, known_keys: list[st
     return " ".join(lines[:2])
 
 
-def is_of_a_group(error: ValueError | TypeError) -> bool:
-    """Whether it is Hydra's, about an option of a group that is no name: `stage=null`, `stage=[3]`."""
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name == "defaults_list.py"
+def hydras_line(error: ValueError | TypeError) -> str | None:
+    """About a mistake that Hydra leaves to a traceback of its own; None for an error from elsewhere."""
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    if file.name == "defaults_list.py":  # `stage=null`, `stage=[3]`
+        return "a group takes the name of an option, no number and not null: leave it out, or use logger=none"
+    return first_line(error) if file.is_relative_to(Path(hydra.__file__).parent) else None
 
 
 def _nearest(key: str, known_keys: list[str]) -> str:

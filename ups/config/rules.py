@@ -99,7 +99,9 @@ RULES: dict[str, Rule] = {
     r"runtime\.max_skipped": integer(0),
     r"runtime\.max_hours": either(number(0, 1e6, open_low=True), NULL),
     r"runtime\.threads": either(one_of("auto"), integer(1, 1024)),
-    r"stage\.name": Rule("a name of letters, digits and _", lambda v: re.fullmatch(r"\w{1,100}", str(v), re.ASCII)),
+    r"stage\.name": Rule(
+        "a text of letters, digits and _", lambda v: isinstance(v, str) and re.fullmatch(r"\w{1,100}", v, re.ASCII)
+    ),
     r"stage\.steps": integer(1),
     r"stage\.(batch_size|validations|members|unroll)": integer(1),
     r"stage\.symmetries": subset_of("translation", "reflection", "galilean"),
@@ -134,9 +136,15 @@ RULES: dict[str, Rule] = {
     r"callbacks\.\w+\.every": integer(1),
     r"logger\.wandb\.checkpoints": BOOL,
     r"logger\.wandb\.(init|finish)_timeout": SECONDS,
-    r"logger\.wandb\.project": TEXT,
+    r"logger\.wandb\.project": Rule(
+        "at most 128 characters, none of / \\ # ? % :",
+        lambda v: TEXT.accepts(v) and re.fullmatch(r"[^/\\#?%:]{1,128}", v),
+    ),
     r"logger\.wandb\.(entity|name)": either(TEXT, NULL),
-    r"logger\.wandb\.tags": Rule("a list of texts", lambda v: isinstance(v, list) and all(map(TEXT.accepts, v))),
+    r"logger\.wandb\.tags": Rule(
+        "a list of texts of at most 64 characters",
+        lambda v: isinstance(v, list) and all(TEXT.accepts(tag) and len(tag) <= 64 for tag in v),
+    ),
     r"auto_shutdown": either(BOOL, NULL),
     r"vast\.action": one_of("launch", "status", "logs", "destroy", "reap"),
     r"vast\.(dry_run|rehearse|follow|yes|interruptible|allow_loss|offer\.verified)": BOOL,

@@ -97,6 +97,10 @@ class PDEBenchBurgers(Dataset):
         if not finite.all():
             bad = first + int(np.argmin(finite))
             raise UserError(f"{file.path}: trajectory {bad} holds NaN or infinite values; the file is damaged")
+        zero = (~u.any(axis=3)).any(axis=(0, 2))  # no error is relative to it; HDF5 reads so what was never written
+        if zero.any():
+            bad = first + int(np.argmax(zero))
+            raise UserError(f"{file.path}: trajectory {bad} holds a field of zeros; the file is damaged or incomplete")
         nu = torch.full((shifts * (last - first),), file.nu)
         return Trajectories(torch.from_numpy(u).flatten(0, 1), nu, file.time_step * self.time_stride)
 

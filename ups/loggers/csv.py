@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ups.files import naming, read_csv, write_csv
+from ups.files import naming, read_csv, write, write_csv
 from ups.loggers.logger import Logger
 
 
@@ -14,7 +14,7 @@ class CSVLogger(Logger):
         self.path = path
         self.columns: list[str] = []
         self.file = None
-        path.touch()
+        write(path, Path.touch)  # in place of an earlier run's
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         """A file of columns needs none."""

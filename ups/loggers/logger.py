@@ -19,6 +19,9 @@ class Logger(ABC):
     def log_figure(self, name: str, path: Path) -> None:
         """A PNG file."""
 
+    def log_scores(self, scores: dict[str, float]) -> None:  # noqa: B027 (result.json has them too)
+        """`score/STAGE/SPLIT/METRIC` of a trained stage's best weights, where a tracker has a place for them."""
+
     @abstractmethod
     def log_checkpoint(self, name: str, files: dict[str, Path]) -> None:
         """A trained stage's files, by their names in the store's folder `name`. They stay as they are."""

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -64,8 +65,10 @@ class WandbLogger(Logger):
         import wandb
 
         logging.getLogger("asyncio").setLevel(logging.ERROR)  # of the client's connection: one warning tells its end
-        if "WANDB_MODE" not in os.environ and not api_key():
-            self._go_offline("no API key" if api_key() is None else "the file with its key (netrc) cannot be read")
+        if not os.environ.get("WANDB_MODE"):
+            os.environ.pop("WANDB_MODE", None)  # the client takes an empty one for a mistake
+            if not api_key():
+                self._go_offline("no API key" if api_key() is None else "the file with its key (netrc) cannot be read")
         self.folder.mkdir(parents=True, exist_ok=True)
         wandb.setup(known_settings(wandb, silent=True))  # what a person must know is said here, once
         settings = known_settings(
@@ -80,14 +83,17 @@ class WandbLogger(Logger):
                 raise
             self._go_offline(first_line(error).rstrip("."))
             self.run = init(mode="offline")  # the client has read the environment already
+        if not self.run.offline and self.run.url:
+            console.print(f"wandb: {self.run.url}")
 
     def _go_offline(self, reason: str) -> None:
         # In the environment, not as an argument: only so does the client look up no host at all.
         os.environ["WANDB_MODE"] = "offline"
         self.sets_mode = True
+        written = f"{shlex.quote(str(self.folder))}/wandb/offline-run-*"
         console.print(
-            f"wandb: offline, {reason}. The charts are in {self.folder / 'wandb'}: look with `wandb leet {self.folder}/"
-            f"wandb/offline-run-*`, upload with `wandb login` and `wandb sync {self.folder}/wandb/offline-run-*`."
+            f"wandb: offline, {reason}. The charts are in {self.folder / 'wandb'}: look with `wandb leet {written}`, "
+            f"upload with `wandb login` and `wandb sync {written}`."
         )
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
@@ -113,9 +119,14 @@ class WandbLogger(Logger):
         def log() -> None:
             import wandb
 
-            self.run.log({name: wandb.Image(str(path))})
+            if not (self.run.resumed and name in self.run.summary):  # an earlier start has logged it
+                self.run.log({name: wandb.Image(str(path))})
 
         self._call("log_figure", log)
+
+    def log_scores(self, scores: dict[str, float]) -> None:
+        """In the summary, by which W&B's tables of runs sort; what it has there of a chart is the last point's."""
+        self._call("log_scores", lambda: self.run.summary.update(scores))
 
     def log_checkpoint(self, name: str, files: dict[str, Path]) -> None:
         if self.checkpoints:
@@ -157,7 +168,7 @@ class WandbLogger(Logger):
                 self._check_room()
                 call()
         except (Exception, SystemExit) as error:  # the client may raise anything, at any call
-            self._give_up(what, f"{type(error).__name__}: {first_line(error)}")
+            self._give_up(what, f"{type(error).__name__}: {reason_of(error)}")
         finally:
             self.started.set()
 
@@ -173,9 +184,10 @@ class WandbLogger(Logger):
             if self.given_up:
                 return
             self.given_up = True
+        upload = f"`wandb sync --include-online {shlex.quote(str(self.folder))}/wandb/*run-*`"
         console.print(
-            f"warning: wandb failed at {what} ({reason}); the training does without it, and metrics.csv has every "
-            f"row. Upload what it wrote to disk with `wandb sync --include-online {self.folder}/wandb/*run-*`."
+            f"warning: wandb failed at {what} ({reason}); the training does without it, and metrics.csv has every row."
+            + (f" Upload what it wrote to disk with {upload}." if self.run else "")
         )
         self._end_client()
 
@@ -201,3 +213,12 @@ class WandbLogger(Logger):
             import wandb
 
             wandb.teardown()
+
+
+def reason_of(error: BaseException) -> str:
+    """On one line; of a setting that the client refuses, which one and why."""
+    import pydantic
+
+    if isinstance(error, pydantic.ValidationError):
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+    return first_line(error)

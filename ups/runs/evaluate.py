@@ -34,7 +34,7 @@ SHOWN = (
     "worst_over_mean", "one_step_nrmse", "rmse", "mae", "crmse", "max_error", "brmse", "frmse_low", "frmse_mid",
     "frmse_high", "energy_excess", "diverged", "crps", "spread_skill", "coverage_50", "coverage_90",
 )  # fmt: skip
-TRAINED_FOR = ("nu", "nu_range", "points", "time_step", "initial_condition")  # keys of a dataset
+TRAINED_FOR = ("nu", "points", "time_step", "initial_condition")  # keys of a dataset
 MANY = 10  # nus: more of them have no line each
 
 
@@ -55,6 +55,7 @@ def score_checkpoint(cfg: DictConfig, folder: Path, started: float) -> float:
         stages["checkpoint"] = with_evaluations(stages["checkpoint"], cfg.evaluations_per_step)
     chosen = chosen_dataset(cfg, stages)
     window = scored_window(cfg, chosen, runtime)
+    note_other_data(stages, chosen, window)
     fields, scores = roll_out(cfg, stages, window, runtime)
     versus = {name: ratio_of(scores["surrogate"], scores[name]) for name in scores if name != "surrogate"}
     metrics = metrics_of(cfg, scores, versus) | {"dataset": chosen, "trajectories": len(window)}
@@ -87,10 +88,31 @@ def chosen_dataset(cfg: DictConfig, stages: dict[str, Obtained]) -> dict:
     chosen = plain(cfg.dataset) if "dataset" in cfg else own["checkpoint"]  # null leaves no key
     for key, dataset in own.items():
         refuse_seen(chosen, dataset, key)
-    scored, trained = ({key: node[key] for key in TRAINED_FOR if key in node} for node in (chosen, own["checkpoint"]))
-    if "nu" in scored and (others := differences(scored, trained)):
-        console.print(f"note: scored on other data than it was trained on ({', '.join(others)})")
     return chosen
+
+
+def note_other_data(stages: dict[str, Obtained], chosen: dict, window: Trajectories) -> None:
+    """Where a stage is scored on what it was not trained for. Of one that was trained on files, nothing is told."""
+    nus = sorted({float(f"{nu:.6g}") for nu in window.nu.tolist()})
+    of_file = {"points": window.u.shape[-1], "time_step": round(window.time_step, 6)}
+    scored = {key: chosen[key] for key in TRAINED_FOR if key in chosen} or of_file
+    for name, each in stages.items():
+        dataset = each.entry.identity.content["dataset"]
+        if "nu" not in dataset:
+            continue
+        trained = {key: dataset[key] for key in scored} | {"nu": dataset.get("nu_range") or dataset["nu"]}
+        others = differences(scored | {"nu": trained["nu"] if covers(dataset, nus) else nus}, trained)
+        if others:
+            console.print(f"note: {name} is scored on other data than it was trained on ({', '.join(others)})")
+
+
+def covers(dataset: dict, nus: list[float]) -> bool:
+    """Whether a stage that was trained on the dataset has seen the like of all of them."""
+    if dataset.get("nu_range"):
+        low, high = dataset["nu_range"]
+        return low <= nus[0] and nus[-1] <= high
+    trained = dataset["nu"] if isinstance(dataset["nu"], list) else [dataset["nu"]]
+    return set(nus) <= {float(f"{nu:.6g}") for nu in trained}
 
 
 def roll_out(
@@ -229,4 +251,4 @@ def table_of(title: str, columns: dict[str, dict], versus: dict[str, dict]) -> T
 
 
 def span(low: float, high: float) -> str:
-    return f"{low:.2g} – {high:.2g}"
+    return f"{low:.2g} to {high:.2g}"

@@ -18,9 +18,13 @@ RECORD = "run.json"
 
 
 def write_record(folder: Path, cfg: DictConfig) -> None:
-    """`store` is relative to the run's folder; `wandb` is null where no stage is kept there."""
+    """`store` is relative to the run's folder; `wandb` is null where no stage is kept there.
+
+    What an earlier run in this folder came to is removed: it would stand beside a record that it is not of.
+    """
     tracker = cfg.logger.get("wandb")
     kept = tracker is not None and tracker.checkpoints
+    (folder / "result.json").unlink(missing_ok=True)
     write_json(folder / RECORD, {
         "store": os.path.relpath(Path(cfg.store).resolve(), folder.resolve()),
         "wandb": {"project": tracker.project, "entity": tracker.entity} if kept else None,

@@ -1,5 +1,6 @@
 """What the jobs of a sweep came to, in one table at its end."""
 
+import sys
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -17,7 +18,7 @@ class Job:
 
 def print_sweep(jobs: list[Job]) -> None:
     """A line for each job, by the overrides in which it differs from others."""
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set(sys.argv)
     table = Table(title="Trained by this sweep", title_justify="left")
     table.add_column("job", overflow="fold")
     for name in ("nRMSE on validation", "on test", "CRPS on test"):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from ups.callbacks.callback import Callback
 from ups.config.build import build
 from ups.config.check import check, window_keys
-from ups.config.compose import plain
+from ups.config.compose import plain, typed_overrides
 from ups.console import console
 from ups.data.trajectories import Splits
 from ups.errors import Interrupted
@@ -41,7 +41,7 @@ def run_training(cfg: DictConfig, jobs: list[Job]) -> float:
     """The score of the stage asked for: its validation rollout nRMSE. A sweep's job is added to `jobs`."""
     started = time.monotonic()
     hydra = HydraConfig.get()
-    folder, job = Path(hydra.runtime.output_dir), Job(list(hydra.overrides.task))
+    folder, job = Path(hydra.runtime.output_dir), Job(typed_overrides())
     if hydra.mode == RunMode.MULTIRUN:
         jobs.append(job)
     loggers: list[Logger] = []

@@ -64,11 +64,15 @@ def settings_of(identity: Identity, key: str) -> LoopSettings:
 
 
 def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
-    """Build the chain and take one step of each stage: a `UserError` for what the networks and the data's shape do not
-    allow, before anything is fetched or generated.
+    """Build the chain and take one step of each stage: a `UserError` for what the networks, the names and the data's
+    shape do not allow, before anything is fetched or generated.
     """
     chain = identity.chain()
     stages, example = build_chain(identity, runtime), dataset.example()
+    for place, each in enumerate(chain, 1):
+        if each.name in [other.name for other in chain[place:]]:
+            taken = "another stage of the chain has that name, and its charts"
+            raise UserError(f"{key_of(place, chain)}.name={each.name}: {taken}")
     if example is None:
         return
     u, nu = example.u[:, 0].to(runtime.device), example.nu.to(runtime.device)

@@ -160,8 +160,10 @@ def end_if_stopped(training: Training, number: int | None) -> None:
     """Raise if a signal has come; the state of this step is saved."""
     if number is not None:
         name, steps, place = training.settings.name, training.settings.steps, training.entry.path
-        done = f"stopped {name} at step {training.step} of {steps}, saved in {place}"
-        raise interruption(number, f"{done}; the same command goes on from there")
+        stopped = f"stopped {name} at step {training.step} of {steps}"
+        if training.entry.is_started:
+            raise interruption(number, f"{stopped}, saved in {place}; the same command goes on from there")
+        raise interruption(number, f"{stopped}; it is not saved, as no callback saves the state")
 
 
 def training_step(training: Training, runtime: Runtime) -> None:

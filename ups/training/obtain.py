@@ -52,6 +52,7 @@ def claimed(entry: Entry) -> Iterator[bool]:
         def claim() -> bool:
             if entry.is_trained:
                 entry.remove_states()  # of a run that was killed when it had all but done so
+                entry.begin()
                 return False
             lock.enter_context(locked(entry.path))
             return not entry.is_trained  # by the run this one waited for

@@ -36,9 +36,7 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
         entry = Entry(store, each)
         place = origins.get(each.folder, str(entry.path))
         if entry.is_trained:
-            commit = entry.result()["made_by"]["git_commit"]
-            other = commit not in (None, git_commit())
-            why = place + (f", by the code of {shortened_commit(commit)}" if other else "")
+            why = place + "".join(f", {how}" for how in made_otherwise(entry.result()))
             if plan and plan[-1].action != "found":
                 why += f", of use only if {plan[-1].entry.identity.folder} comes out as it was"
             plan.append(Planned(entry, "found", why))
@@ -55,6 +53,15 @@ def make_plan(identity: Identity, store: Path, require: str, origins: dict[str, 
     found = [planned.entry.identity for planned in plan if planned.action == "found"]
     check_batch_sizes(identity.chain(), processes(), found)
     return plan
+
+
+def made_otherwise(result: dict) -> list[str]:
+    """What its weights depend on that its identity does not tell, where that is not the usual."""
+    commit, precision = (result["made_by"].get(key) for key in ("git_commit", "precision"))
+    skipped = result.get("skipped", 0)
+    told = [f"by the code of {shortened_commit(commit)}"] if commit not in (None, git_commit()) else []
+    told += [f"in {precision}"] if precision not in (None, "float32") else []
+    return told + ([f"{skipped} steps skipped"] if skipped else [])
 
 
 def check_batch_sizes(chain: list[Identity], count: int, found: Collection[Identity] = ()) -> None:

@@ -25,7 +25,7 @@ from ups.console import console
 from ups.errors import UserError, first_line
 from ups.files import locked, nulled, read_csv, read_json, set_aside, with_nan, write_csv, write_json
 from ups.tensors import Damaged, read_tensors, write_tensors
-from ups.training.identity import Identity, differences
+from ups.training.identity import Identity, differences, from_content
 from ups.training.state import State, read_state, write_state
 
 IDENTITY, WEIGHTS, METRICS, RESULT = "identity.json", "weights.safetensors", "metrics.csv", "result.json"
@@ -97,7 +97,10 @@ class Entry:
         """The points of its training."""
         file = self.path / METRICS
         try:
-            return read_csv(file)
+            rows = read_csv(file)
+            if len(rows) != (count := self.result().get("points", len(rows))):
+                raise ValueError(f"{len(rows)} rows of {count}")
+            return rows
         except FileNotFoundError:
             raise UserError(f"{file} is missing: copy the folder again, or remove it and train again") from None
         except (ValueError, TypeError, csv.Error) as error:
@@ -140,7 +143,7 @@ class Entry:
         self.begin()
         digest = write_tensors(self.path / WEIGHTS, weights)
         write_csv(self.path / METRICS, list(dict.fromkeys(name for row in rows for name in row)), rows)
-        write_json(self.path / RESULT, nulled(result) | {"sha256": digest})
+        write_json(self.path / RESULT, nulled(result) | {"points": len(rows), "sha256": digest})
         self.remove_states()
 
     def load_weights(self, network: nn.Module, required: str | None = None) -> dict:
@@ -168,7 +171,12 @@ class Entry:
         return required.result().get("sha256") if required and required.is_trained else None
 
     def begin(self) -> None:
-        if not (self.path / IDENTITY).exists():
+        """Its folder with its identity, which is written anew where it is damaged."""
+        try:
+            intact = from_content(read_json(self.path / IDENTITY)).digest == self.identity.digest
+        except (UserError, KeyError, TypeError):
+            intact = False
+        if not intact:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / IDENTITY, self.identity.content)
 

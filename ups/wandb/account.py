@@ -52,8 +52,8 @@ def why_not_kept(cfg: DictConfig) -> str | None:
         return "logger has no wandb"
     if not cfg.logger.wandb.checkpoints:
         return "logger.wandb.checkpoints=false"
-    if os.environ.get("WANDB_MODE", "online") not in ("online", "shared"):
-        return f"WANDB_MODE={os.environ['WANDB_MODE']}"
+    if (mode := os.environ.get("WANDB_MODE") or "online") not in ("online", "shared"):
+        return f"WANDB_MODE={mode}"
     key = api_key()
     if key == "":
         return "the file with W&B's key (netrc) cannot be read"
