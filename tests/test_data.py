@@ -421,6 +421,7 @@ def test_a_folder_of_files_is_one_dataset_in_the_order_of_their_names(tmp_path):
     u = np.random.default_rng(1).normal(size=(2, 12, 11, 32)).astype("float32")
     with pytest.raises(UserError, match=rf"^dataset\.path={tmp_path}: the folder holds no \.hdf5 file"):
         reader(tmp_path)
+    (tmp_path / "._a.hdf5").write_bytes(b"of macOS")
     for name, nu, tensor in (("b.h5", 0.1, u[1]), ("a.hdf5", 0.01, u[0])):
         write_hdf5(tmp_path / name, nu=nu, tensor=tensor)
     (tmp_path / "notes.txt").touch()

@@ -195,7 +195,7 @@ class _File:
 def _files_of(path: Path, download: bool) -> list[Path]:
     """Each exists, or can be fetched."""
     if path.is_dir():
-        files = sorted([*path.glob("*.hdf5"), *path.glob("*.h5")])
+        files = sorted([*path.glob("[!.]*.hdf5"), *path.glob("[!.]*.h5")])  # macOS puts a ._NAME beside a copied file
         if not files:
             mend = "; dataset.download=true wants FOLDER/NAME of a published one" if download else ""
             raise UserError(f"dataset.path={path}: the folder holds no .hdf5 file{mend}")
