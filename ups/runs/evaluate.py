@@ -100,9 +100,11 @@ def note_other_data(stages: dict[str, Obtained], chosen: dict, window: Trajector
         dataset = each.entry.identity.content["dataset"]
         if "nu" not in dataset:
             continue
-        trained = {key: dataset[key] for key in scored} | {"nu": dataset.get("nu_range") or dataset["nu"]}
-        others = differences(scored | {"nu": trained["nu"] if covers(dataset, nus) else nus}, trained)
-        if others:
+        keys = (scored.keys() & dataset.keys()) - {"nu"}
+        trained, now = ({key: node[key] for key in keys} for node in (dataset, scored))
+        if not covers(dataset, nus):
+            trained["nu"], now["nu"] = dataset.get("nu_range") or dataset["nu"], nus if len(nus) > 1 else nus[0]
+        if others := differences(now, trained):
             console.print(f"note: {name} is scored on other data than it was trained on ({', '.join(others)})")
 
 
