@@ -196,8 +196,9 @@ def test_a_run_that_is_resumed_has_every_point_once_on_wandb(tmp_path, cache):
 def test_a_loss_that_is_not_finite_finishes_the_loggers_and_can_be_repeated(command, tmp_path):
     """Also in the folder of an earlier run, whose result would not be its own."""
     folder = tmp_path / "run"
-    assert command("train.py", *SMALL, "logger=none", "hydra.run.dir=run").returncode == 0
-    assert (folder / "result.json").exists() and metrics_of(folder)
+    folder.mkdir()
+    (folder / "result.json").write_text("{}")
+    (folder / "metrics.csv").write_text("training/operator/step\n6\n")
     answer = command("train.py", *SMALL, "stage.optimizer.lr=1e12", "stage.optimizer.warmup=0", "hydra.run.dir=run")
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
     assert re.search(r"error: operator: loss .* at step \d", answer.stderr)
