@@ -23,8 +23,8 @@ from ups.config.rules import RULES
 from ups.errors import UserError
 from ups.runs.preflight import check_watchers
 from ups.runs.train import make_callbacks
-from ups.training.build import try_out
-from ups.training.identity import canonical, identity_of
+from ups.training.build import check_names, try_out
+from ups.training.identity import canonical, from_content, identity_of
 from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
@@ -105,6 +105,13 @@ def test_values_out_of_range(override):
     with pytest.raises(UserError) as error:
         check(train_config(override))
     assert str(error.value).startswith(BAD[override]) and "\n" not in str(error.value)
+
+
+def test_two_stages_of_one_class_have_two_names_too():
+    below = {"name": "mine", "_target_": "own.Mine", "requires": None}
+    check_names(from_content({"stage": below | {"name": "other", "requires": below}}).chain())
+    with pytest.raises(UserError, match=r"^stage\.requires\.name=mine: another stage of the chain has that name"):
+        check_names(from_content({"stage": below | {"requires": below}}).chain())
 
 
 def test_values_deep_in_the_chain_are_checked_under_their_own_name():

@@ -15,7 +15,7 @@ from ups.evaluation.metrics import ensemble_metrics, fair_crps, field_metrics, r
 from ups.evaluation.plots import ensemble_panels, figures_of, save_figures, space_time
 from ups.evaluation.rollout import classical_solver, ensemble, one_step, rollout
 from ups.files import nulled, write_json
-from ups.runs.evaluate import refuse_seen, scores_of, with_evaluations
+from ups.runs.evaluate import note_other_data, refuse_seen, scores_of, with_evaluations
 from ups.training.identity import from_content
 from ups.training.load import Obtained
 from ups.training.store import Entry
@@ -282,3 +282,25 @@ def test_a_window_beyond_the_data_is_refused():
         window().window(1, 9)
     with pytest.raises(UserError, match=r"^dataset\.rollout_steps=9 from dataset\.initial_frame=1"):
         window().window(1, 9, ("dataset.initial_frame", "dataset.rollout_steps"))
+
+
+@pytest.mark.parametrize(("trained", "nu", "told"), [
+    ({"nu": 0.01}, 0.01, None),
+    ({"nu": 0.01}, 0.02, "nu: 0.01 -> 0.02"),
+    ({"nu": [0.001, 0.01]}, 0.01, None),
+    ({"nu": 0.5, "nu_range": [0.001, 0.1]}, 0.02, None),
+    ({"nu": 0.02, "nu_range": [0.001, 0.01]}, 0.02, "nu: [0.001, 0.01] -> 0.02"),
+    ({"nu": 0.01, "points": 64}, 0.01, "points: 64 -> 32"),
+    ({"path": "a.hdf5"}, 0.02, None),
+])  # fmt: skip
+@pytest.mark.parametrize("of_file", [False, True])
+def test_a_note_tells_of_data_that_a_stage_was_not_trained_for(of_file, trained, nu, told, tmp_path, capsys):
+    """Also of the stage that another is compared with."""
+    dataset = {"points": 32, "time_step": 0.05} | trained
+    content = {"stage": {"name": "operator", "requires": None}, "dataset": dataset}
+    other = Obtained(Entry(tmp_path, from_content(content)), None, {})
+    window = Trajectories(torch.ones(2, 3, 32), torch.full((2,), nu), 0.05)
+    chosen = {"path": "b.hdf5"} if of_file else {"nu": nu, "points": 32, "time_step": 0.05}
+    note_other_data({"compare": other}, chosen, window)
+    note = f"note: compare is scored on other data than it was trained on ({told})"
+    assert " ".join(capsys.readouterr().err.split()) == (note if told else "")

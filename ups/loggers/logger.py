@@ -19,7 +19,7 @@ class Logger(ABC):
     def log_figure(self, name: str, path: Path) -> None:
         """A PNG file."""
 
-    def log_scores(self, scores: dict[str, float]) -> None:  # noqa: B027 (result.json has them too)
+    def log_scores(self, scores: dict[str, float]) -> None:  # noqa: B027 (optional: result.json has them too)
         """`score/STAGE/SPLIT/METRIC` of a trained stage's best weights, where a tracker has a place for them."""
 
     @abstractmethod

@@ -69,10 +69,7 @@ def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
     """
     chain = identity.chain()
     stages, example = build_chain(identity, runtime), dataset.example()
-    for place, each in enumerate(chain, 1):
-        if each.name in [other.name for other in chain[place:]]:
-            taken = "another stage of the chain has that name, and its charts"
-            raise UserError(f"{key_of(place, chain)}.name={each.name}: {taken}")
+    check_names(chain)
     if example is None:
         return
     u, nu = example.u[:, 0].to(runtime.device), example.nu.to(runtime.device)
@@ -87,6 +84,14 @@ def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
             except UserError as error:
                 raise UserError(keyed(str(error), network_key, node)) from error
     example.window(dataset.initial_frame, dataset.rollout_steps, ("dataset.initial_frame", "dataset.rollout_steps"))
+
+
+def check_names(chain: Sequence[Identity]) -> None:
+    """Charts, figures and W&B's axes are told apart by them, also of stages of one class."""
+    for place, each in enumerate(chain, 1):
+        if each.name in [other.name for other in chain[place:]]:
+            taken = "another stage of the chain has that name, and its charts"
+            raise UserError(f"{key_of(place, chain)}.name={each.name}: {taken}")
 
 
 def check_data(settings: LoopSettings, stage: Stage, data: Splits) -> None:
