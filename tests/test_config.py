@@ -182,6 +182,7 @@ REFUSED = [
     (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5"], "dataset.path=nowhere.hdf5: no such file or folder"),
     (["dataset.train=null"], "dataset.train=null: say how many trajectories to generate"),
     (["+model.foo=1"], "model.foo: its class has no such key; leave it out"),
+    (["~model.width", "~model.kernel"], "model.width is not set, and its class requires it"),
     (["+callbacks.progress.foo=1"], "callbacks.progress.foo: its class has no such key"),
     (["+callbacks.foo={}"], "callbacks.foo._target_ is not set"),
     (["model._target_=nowhere.Net"], "model._target_=nowhere.Net cannot be imported: No module named 'nowhere'"),

@@ -28,7 +28,7 @@ from ups.models.unet import UNet
 NETWORKS = {
     "dilresnet": partial(DilatedResNet, width=8, kernel=5, dilations=[1, 2, 4]),
     "fno": partial(FNO, modes=12, width=8, kernel=3, blocks=2),
-    "latent_operator": partial(LatentOperator, patch=4, width=16, blocks=2, heads=2),
+    "latent_operator": partial(LatentOperator, patch=4, width=16, blocks=2, heads=2, dilations=[1, 2]),
     "unet": partial(UNet, width=8, kernel=5, levels=2),
 }
 
@@ -277,7 +277,7 @@ def test_networks_have_gradients_everywhere(name):
 
 def test_an_odd_width_is_refused():
     with pytest.raises(ValueError, match="width=9 must be even"):
-        LatentOperator(1, 1, 2, patch=4, width=9, blocks=1, heads=3)
+        LatentOperator(1, 1, 2, patch=4, width=9, blocks=1, heads=3, dilations=[])
 
 
 def test_a_step_without_an_inner_state_has_the_field():

@@ -51,5 +51,7 @@ def keyed(text: str, key: str, names: Collection[str]) -> str:
     """
     if unknown := re.match(r"got an unexpected keyword argument '(\w+)'", text):
         text = f"{unknown[1]}: its class has no such key; leave it out, or the preset that sets it"
+    if lacking := re.match(r"missing \d+ required .*?'(\w+)'", text):
+        return f"{key}.{lacking[1]} is not set, and its class requires it (or the checkpoint is too old)"
     begins = re.match(r"(\w+)[=:]", text)
     return f"{key}{'.' if begins and begins[1] in names else ': '}{text}"

@@ -9,19 +9,29 @@ from torch import Tensor, nn
 
 from ups.errors import UserError
 from ups.models.conditioning import ConditionEmbedding, Modulation
-from ups.models.layers import zeroed
+from ups.models.layers import CircularConv, ResidualBlock, zeroed
 
 HARMONICS = 16  # of the bias of a distance
+KERNEL = 5  # points of the decoder's convolutions
 
 
 class LatentOperator(nn.Module):
     """x: (B, in_channels, N), c: (B, condition) -> (B, out_channels, N); zero at initialisation.
 
-    The decoder sees the field too (a skip): a latent of N / patch tokens alone cannot hold a shock.
+    The decoder sees the field too (a skip): a latent of N / patch tokens alone cannot hold a shock. Both are joined
+    and, in a residual block for each of `dilations`, refined at the field's resolution.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, condition: int, patch: int, width: int, blocks: int, heads: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        condition: int,
+        patch: int,
+        width: int,
+        blocks: int,
+        heads: int,
+        dilations: list[int],
     ):
         super().__init__()
         if width % heads or width % 2:
@@ -32,8 +42,9 @@ class LatentOperator(nn.Module):
         self.encode = nn.Conv1d(in_channels, width, 2 * patch, stride=patch)
         self.blocks = nn.ModuleList(AttentionBlock(width, heads) for _ in range(blocks))
         self.decode = nn.ConvTranspose1d(width, width // 2, patch, stride=patch)
-        self.skip = nn.Conv1d(in_channels, width // 2, 5, padding=2, padding_mode="circular")
-        self.refine = nn.Conv1d(width, width // 2, 5, padding=2, padding_mode="circular")
+        self.skip = CircularConv(in_channels, width // 2, KERNEL, 1)
+        self.join = CircularConv(width, width // 2, KERNEL, 1)
+        self.refine = nn.ModuleList(ResidualBlock(width // 2, KERNEL, dilation) for dilation in dilations)
         self.project = zeroed(nn.Conv1d(width // 2, out_channels, 1))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
@@ -44,8 +55,10 @@ class LatentOperator(nn.Module):
         tokens = self.encode(F.pad(x, (before, self.patch - before), mode="circular")).transpose(1, 2)
         for block in self.blocks:
             tokens = block(tokens, embedding)
-        h = torch.cat((self.decode(tokens.transpose(1, 2)), self.skip(x)), 1)
-        return self.project(F.gelu(self.refine(F.gelu(h))))
+        h = self.join(F.gelu(torch.cat((self.decode(tokens.transpose(1, 2)), self.skip(x)), 1)))
+        for block in self.refine:
+            h = block(h, embedding)
+        return self.project(F.gelu(h))
 
 
 class AttentionBlock(nn.Module):
