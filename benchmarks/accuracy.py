@@ -64,8 +64,9 @@ CPU = torch.device("cpu")
 # Of names in the picture, where others are on the right of their points: points' offset, alignment.
 PLACES = {"finite volumes, 1024 points": ((0, -13), "center"), "spectral, 256 points": ((-6, -3), "right")}
 PLACES_OF_ALL = {  # in the picture of all models
-    "finite volumes, 512 points": ((-5, 7), "right"), "Cole-Hopf step, untrained": ((-6, -3), "right"),
+    "finite volumes, 512 points": ((-6, -3), "right"), "Cole-Hopf step, untrained": ((5, 4), "left"),
     "dilresnet" + ADAMW: ((-6, -5), "right"), "dilresnet": ((-5, -10), "right"), "fno": ((-6, -1), "right"),
+    PEER: ((-6, -3), "right"),
 }  # fmt: skip
 
 
