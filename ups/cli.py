@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ups.config.compose import composed, typed_overrides
 from ups.config.mistakes import hydras_line, one_line
+from ups.config.nearest import keys
 from ups.console import stderr, unheard
 from ups.errors import Interrupted, UserError, shortened
 from ups.faults import fault_line
@@ -52,6 +53,8 @@ def run(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
     for number in stopping():
         signal.signal(number, interrupt)  # outside of the training loop, which has its own: see StopSignal
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it outside of
+    # the overrides, which it takes in one piece
     try:
         _check_words()
         if processes() > 1:
@@ -165,22 +168,12 @@ def _fail(message: str) -> None:
 
 def _known_keys(config_name: str) -> list[str]:
     """All dotted keys of the config as it composes with the command line's choice of groups."""
-    chosen = [
-        override for override in sys.argv[1:]
-        if "=" in override and not override.startswith("-") and "." not in override.split("=")[0]
-    ]  # fmt: skip
-    for overrides in (chosen, []):
+    groups = [word for word in sys.argv[1:] if re.match(r"([^-.=@][^.=@]*|hydra\.searchpath)=", word)]
+    placed = [word for word in sys.argv[1:] if re.match(r"[^-.=@]+@[^=]+=", word)]
+    for overrides in ([*groups, *placed], groups, []):
         GlobalHydra.instance().clear()
         try:
-            return list(_keys(composed(config_name, overrides)))
+            return list(keys(composed(config_name, overrides)))
         except (HydraException, OmegaConfBaseException):
-            continue  # a group is what was wrong: try without
+            continue  # a choice is what was wrong: try without
     return []
-
-
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    for name in node:
-        yield f"{prefix}{name}"
-        child = node._get_node(name)
-        if isinstance(child, DictConfig) and not child._is_none():
-            yield from _keys(child, f"{prefix}{name}.")

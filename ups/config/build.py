@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from ups.errors import UserError, first_line, shortened
 
+UNKNOWN = re.compile(r"got an unexpected keyword argument '(\w+)'")
+
 
 def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments: Any) -> Any:
     """The object that a config node describes, or with `partial` a function that makes it of further arguments.
@@ -32,7 +34,10 @@ def build(node: DictConfig | dict, key: str, partial: bool = False, **arguments:
             text = first_line(error)
             if isinstance(error, TypeError) and "__init__() " not in text:
                 raise  # a bug, not an argument's name
-            raise UserError(keyed(text.rpartition("__init__() ")[2], key, (*node, *arguments))) from error
+            said = text.rpartition("__init__() ")[2]
+            if (offered := UNKNOWN.match(said)) and offered[1] in arguments:
+                said = f"the constructor of {node['_target_']} must take {offered[1]}"
+            raise UserError(keyed(said, key, (*node, *arguments))) from error
 
     construct.__signature__ = inspect.signature(factory.func)
     return construct if partial else construct(**arguments)
@@ -49,7 +54,7 @@ def keyed(text: str, key: str, names: Collection[str]) -> str:
     """What the class of the node `key` says, which knows its arguments' `names` and not where it stands in the config:
     "kernel=4 must be odd" is "model.kernel=4 must be odd", and another text follows the key.
     """
-    if unknown := re.match(r"got an unexpected keyword argument '(\w+)'", text):
+    if unknown := UNKNOWN.match(text):
         text = f"{unknown[1]}: its class has no such key; leave it out, or the preset that sets it"
     if lacking := re.match(r"missing \d+ required .*?'(\w+)'", text):
         return f"{key}.{lacking[1]} is not set, and its class requires it (or the checkpoint is too old)"

@@ -8,18 +8,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ups.config.compose import plain
-from ups.config.rules import READ_BY, RULES
+from ups.config.nearest import keys, nearest
+from ups.config.rules import GROUPS, NODE, READ_BY, RULES
 from ups.errors import UserError, first_line, shortened
 
-GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training
 LOOP_KEYS = ("name", "steps", "batch_size", "symmetries", "validations", "optimizer")  # of a stage; the rest is its own
 OPTIMIZER_KEYS = ("lr", "warmup", "betas", "basis_interval", "weight_decay", "clip", "ema_decay")
+OPTION_OF = {"network": "model", "optimizer": "optimizer", "requires": "stage"}  # the group of a node in a stage
 SPLIT_KEYS = ("train", "validation", "test", "initial_frame", "rollout_steps")  # of a dataset
 
 
 def check(cfg: DictConfig, script: str = "train") -> None:
     """Raise a `UserError` for the first value that is missing, out of range or not of the script's config."""
     try:
+        for key in ("budget", "operator"):  # from which a stage takes values
+            if key in cfg and not OmegaConf.is_dict(cfg[key]):
+                raise UserError(f"{key}={cfg[key]}: must be {NODE.text}")
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise UserError(f"{missing[0]} is not set: give {missing[0]}=VALUE")
@@ -32,15 +36,18 @@ def check(cfg: DictConfig, script: str = "train") -> None:
     # What a stage takes from elsewhere is told under the key that was typed.
     for key, value in sorted(_leaves(content), key=lambda leaf: leaf[0].startswith("stage.")):
         general = re.sub(r"^stage\.(requires\.)*(?=.)", "stage.", key)
+        parent, _, name = key.rpartition(".")
         rules = [rule for pattern, rule in RULES.items() if re.fullmatch(pattern, general)]
         for rule in rules:
             if not rule.accepts(value):
                 told = "null" if value is None else shortened(str(value), 80)
+                if isinstance(value, str) and key.startswith("stage.") and name in OPTION_OF:
+                    raise UserError(f"{key}={told}: an option is chosen by {OPTION_OF[name]}@{key}={told}")
                 raise UserError(f"{key}={told}: must be {rule.text}")
-        parent, _, name = key.rpartition(".")
         known = rules or name == "_target_" or _is_part(content, parent)
         if not known or not re.fullmatch(rf"({READ_BY[script]})(\..+)?", key):
-            raise UserError(f"{shortened(key, 80)} is not a key of the config")
+            others = [other for other in keys(cfg) if not f"{key}.".startswith(f"{other}.")]
+            raise UserError(f"{shortened(key, 80)} is not a key of the config{nearest(key, others)}")
     _check_present(content)
     _check_pairs(cfg)
 

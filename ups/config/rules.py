@@ -74,6 +74,7 @@ PATH = Rule(
 SEED = integer(0, 2**63 - 1)
 SECONDS = number(0, 1e6, open_low=True)
 
+GROUPS = ("stage", "model", "dataset", "callbacks", "logger")  # of a training
 TRAINING = r"seed|store|cache|require|budget|operator|runtime|stage|model|dataset|callbacks|logger"
 SCORING = r"checkpoint|compare|initial_frame|rollout_steps|members|evaluations_per_step|batch_size|cache|dataset"
 READ_BY = {  # which keys each script has; one that another has, or that was added with +, would do nothing

@@ -73,7 +73,13 @@ class PDEBenchBurgers(Dataset):
         if not self.files[0].exists():
             return None
         with self._open(self.files[0]) as file:
-            return self._read(file, 0, 1, 1)
+            trajectory = self._read(file, 0, 1, 1)
+            if (frames := trajectory.u.shape[1]) < self.initial_frame + 2:
+                raise UserError(
+                    f"dataset.initial_frame={self.initial_frame}: no frame is left to predict of the {frames} that "
+                    f"dataset.time_stride={self.time_stride} leaves of the {file.frames} in {file.path}; lower either"
+                )
+            return trajectory
 
     def _open(self, path: Path) -> "_File":
         if self.download and not path.exists():

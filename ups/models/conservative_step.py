@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ups.data.symmetries import rolled
 from ups.models.conditioning import CONDITIONS, physical_scalars
-from ups.models.step import OpenedStep, Step
+from ups.models.step import OpenedStep, Step, output_of
 from ups.models.subcell import TO_AVERAGES, TO_POINTS, SubcellCorrection
 
 
@@ -55,7 +55,7 @@ class ConservativeStep(Step):
 
     def flux(self, channels: Tensor, conditions: Tensor) -> Tensor:
         """(B, C, N) -> through the right face of each cell, (B, N)."""
-        return self.network(channels, conditions)[:, 0].float()  # it is differenced: half precision ends here
+        return output_of(self.network, channels, conditions, 1)[:, 0]
 
 
 def updated(averages: Tensor, flux: Tensor, time_step: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ups.models.conditioning import CONDITIONS, physical_scalars
 from ups.models.conservative_step import backward_difference
-from ups.models.step import OpenedStep
+from ups.models.step import OpenedStep, output_of
 
 UNIT = 3e-3  # of the field's standard deviation: the order of an operator's residual
 LOG_SCALES = (-8, 3)  # of that unit: from below the field's rounding to beyond any residual, so that exp stays finite
@@ -38,9 +38,8 @@ class Corrector(nn.Module):
 
     def moments(self, opened: OpenedStep, nu: Tensor, time_step: float) -> tuple[Tensor, Tensor]:
         """nu: (B,) -> the residual's conditional mean m, of zero sum, and its scale s > 0, both (B, N)."""
-        flux, log_scale = self.moments_network(
-            torch.stack(channels_of(opened), 1), physical_scalars(nu, time_step)
-        ).float().unbind(1)
+        channels, conditions = torch.stack(channels_of(opened), 1), physical_scalars(nu, time_step)
+        flux, log_scale = output_of(self.moments_network, channels, conditions, 2).unbind(1)
         size = size_of(opened.after)
         return size * backward_difference(flux), size * log_scale.clamp(*LOG_SCALES).exp()
 
@@ -48,7 +47,8 @@ class Corrector(nn.Module):
         """z, scale: (B, N), t: (B, 1), nu: (B,) -> E[z1 - n | z_t = z], (B, N)."""
         log_scale = (scale / scale.mean(-1, keepdim=True)).log()
         channels = torch.stack((z, *channels_of(opened), log_scale), 1)
-        return self.velocity_network(channels, torch.cat((physical_scalars(nu, time_step), t - 0.5), -1))[:, 0].float()
+        conditions = torch.cat((physical_scalars(nu, time_step), t - 0.5), -1)
+        return output_of(self.velocity_network, channels, conditions, 1)[:, 0]
 
     def velocity_at(self, opened: OpenedStep, scale: Tensor, nu: Tensor, time_step: float) -> Velocity:
         """`velocity` of one batch's step."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ups.errors import UserError
+
 
 @dataclass(frozen=True)
 class OpenedStep:
@@ -33,6 +35,17 @@ class Step(nn.Module):
         """The same step. A model without an inner state has the field itself."""
         unchanged = lambda field: field
         return OpenedStep(u, self(u, nu, time_step), unchanged, unchanged, unchanged)
+
+
+def output_of(network: nn.Module, channels: Tensor, conditions: Tensor, count: int) -> Tensor:
+    """channels: (B, C, N), conditions: (B, K) -> (B, count, N) float32: half precision ends at a network.
+
+    Raises a `UserError` if the network gives another shape, which might be broadcast.
+    """
+    given = network(channels, conditions)
+    if given.shape != (wanted := (len(channels), count, channels.shape[-1])):
+        raise UserError(f"the network must give {wanted}, of batch, channels and points: it gives {tuple(given.shape)}")
+    return given.float()
 
 
 def called_networks(network: nn.Module) -> Iterator[nn.Module]:

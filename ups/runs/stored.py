@@ -13,7 +13,7 @@ from ups.console import screen
 from ups.errors import UserError
 from ups.files import read_json
 from ups.paths import CONFIG_FOLDER
-from ups.training.identity import canonical, flatten, from_content, identity_of
+from ups.training.identity import canonical, flatten, from_content, identity_of, typed
 from ups.training.store import IDENTITY, Entry
 
 
@@ -43,7 +43,7 @@ def lines_of(entry: Entry) -> list[str]:
     else:
         told = f"{entry.saved_step() or 0} of {steps} steps"
     usual = defaults(entry.identity.name)
-    changed = [f"{key}={value}" for key, value in flatten(canonical(content)) if usual.get(key, ...) != value]
+    changed = [f"{key}={typed(value)}" for key, value in flatten(canonical(content)) if usual.get(key, ...) != value]
     return [told, " ".join(changed)] if changed else [told]
 
 

@@ -101,7 +101,12 @@ def differences(wanted: dict, found: dict) -> list[str]:
     """`key: found -> wanted` for each leaf that differs."""
     a, b = dict(flatten(canonical(found))), dict(flatten(canonical(wanted)))
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key, ...) != b.get(key, ...))
-    return [f"{key}: {a.get(key, 'absent')} -> {b.get(key, 'absent')}" for key in keys]
+    return [f"{key}: {typed(a.get(key, 'absent'))} -> {typed(b.get(key, 'absent'))}" for key in keys]
+
+
+def typed(value: Any) -> str:
+    """A value as the command line has it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def flatten(node: dict, prefix: str = ""):

@@ -316,6 +316,9 @@ class _Handler(BaseHTTPRequestHandler):
         state = self.server_state
         state.requests.append((f"{self.command} {self.path}", operation, body))
         time.sleep(state.slow)
+        if self.path.startswith("/sdk/otel/"):  # so a server says that it takes none; 401 would be told as an error
+            self._answer(404, {})
+            return False
         expected = "Basic " + base64.b64encode(f"api:{state.api_key}".encode()).decode()
         if state.down:
             self._answer(503, {})
