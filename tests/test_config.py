@@ -22,6 +22,7 @@ from ups.config.nearest import keys
 from ups.config.rules import RULES
 from ups.errors import UserError
 from ups.models.dilresnet import DilatedResNet
+from ups.models.step import Step
 from ups.runs.preflight import check_watchers
 from ups.runs.train import make_callbacks
 from ups.training.build import check_names, try_out
@@ -188,6 +189,14 @@ class Flat(DilatedResNet):
         return super().forward(x, c)[:, 0]
 
 
+class Mean(Step):
+    def __init__(self, in_channels, out_channels, condition, width, kernel, dilations):
+        super().__init__()
+
+    def forward(self, u, nu, time_step):
+        return u.mean(-1)
+
+
 REFUSED = [
     (["dataset=pdebench_burgers"], "dataset.path is not set: give dataset.path=VALUE"),
     (["dataset=pdebench_burgers", "dataset.path=nowhere.hdf5"], "dataset.path=nowhere.hdf5: no such file or folder"),
@@ -196,6 +205,7 @@ REFUSED = [
     (["model._target_=test_config.Unconditioned"],
      "model: the constructor of test_config.Unconditioned must take condition"),
     (["model._target_=test_config.Flat"], "model: the network must give (1, 1, 256), "),
+    (["model._target_=test_config.Mean"], "model: the step must give (1, 256): it gives (1,)"),
     (["stage=diffusion_residual", "stage.network._target_=test_config.Flat"],
      "stage.network: the network must give (1, 2, 256), "),
     (["stage=diffusion_residual", "stage.network=unet"],

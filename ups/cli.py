@@ -53,8 +53,8 @@ def run(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors out of Hydra, whose own report is several lines
     for number in stopping():
         signal.signal(number, interrupt)  # outside of the training loop, which has its own: see StopSignal
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))  # Hydra wants it outside of
-    # the overrides, which it takes in one piece
+    # Before the overrides, which Hydra's parser takes in one piece.
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: word not in ("-m", "--multirun"))
     try:
         _check_words()
         if processes() > 1:

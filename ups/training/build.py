@@ -80,7 +80,9 @@ def try_out(identity: Identity, dataset: Dataset, runtime: Runtime) -> None:
         network_key, node = ("model", each.content["model"]) if own is None else (f"{key}.network", own)
         with torch.no_grad(), building(each, key, runtime.device):
             try:
-                stage.step(u, nu, example.time_step, generator_of(runtime.device, 0))
+                after = stage.step(u, nu, example.time_step, generator_of(runtime.device, 0))
+                if after.shape != u.shape:  # which might be broadcast
+                    raise UserError(f"the step must give {tuple(u.shape)}: it gives {tuple(after.shape)}")
             except UserError as error:
                 raise UserError(keyed(str(error), network_key, node)) from error
     example.window(dataset.initial_frame, dataset.rollout_steps, ("dataset.initial_frame", "dataset.rollout_steps"))
