@@ -92,6 +92,7 @@ def test_spectral_solver_is_exact_where_it_is_chosen(nu):
     assert nrmse(spectral(initial(256), kappa, times)[:, 1:], truth) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nu", "time"), [(0.001, 0.05), (0.03, 0.5)])
 def test_finite_volumes_converge_with_second_order(nu, time):
     """Where the time step is that of the flow, before the shocks, and where it is that of diffusion."""
@@ -154,6 +155,7 @@ def test_solver_agrees_with_pdebench_files(nu, bound):
     assert nrmse(u[:, 1:], reference[:, 1:]) < bound
 
 
+@pytest.mark.slow
 def test_finite_volumes_are_nearer_to_the_exact_solution_than_pdebench_files():
     """At each time, from the same first frame on the same 1024 points."""
     with h5py.File(foreign("1D_Burgers_Sols_Nu0.001_n16.hdf5")) as file:
