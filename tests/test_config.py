@@ -26,7 +26,7 @@ from ups.models.step import Step
 from ups.runs.preflight import check_watchers
 from ups.runs.train import make_callbacks
 from ups.training.build import check_names, try_out
-from ups.training.identity import canonical, from_content, identity_of
+from ups.training.identity import canonical, differences, from_content, identity_of
 from ups.training.optimizer import OptimizerSettings
 from ups.training.plan import check_batch_sizes
 from ups.training.runtime import set_up
@@ -305,6 +305,20 @@ def test_what_is_no_key_is_answered_by_one_that_was_meant(script, override, mess
     with pytest.raises(HydraException) as error:
         composed(script, [override])
     assert message in one_line(error.value, list(keys(composed(script))))
+
+
+@pytest.mark.slow
+def test_the_keys_of_an_option_of_ones_own_are_known_too(command, tmp_path):
+    own = tmp_path / "own" / "model"
+    own.mkdir(parents=True)
+    (own / "net.yaml").write_text("_target_: mine.Net\nhidden: 8\n")
+    answer = command("train.py", f"hydra.searchpath=[file://{tmp_path}/own]", "model=net", "model.hiden=3")
+    assert answer.returncode == 1 and "did you mean model.hidden?" in answer.stderr
+
+
+def test_a_difference_is_spelled_as_it_is_typed():
+    found, wanted = {"a": None, "b": [1, 2.5], "c": "x"}, {"a": True, "b": "y"}
+    assert differences(wanted, found) == ["a: null -> true", "b: [1,2.5] -> y", "c: x -> absent"]
 
 
 @pytest.mark.slow
